@@ -1,0 +1,1 @@
+"""What the architecture manual says: control registers, paging modes, table entries and walks."""
