@@ -1,0 +1,1 @@
+"""The trace file: one SQLite database between the side that records and the side that analyses."""

@@ -1,0 +1,100 @@
+"""What an event row is: its kind, and what its columns mean for each kind.
+
+===========  ===============================================  =============================  =================
+kind         flags                                            addr                           value
+===========  ===============================================  =============================  =================
+``REGS``     0                                                0 (row in ``mode_registers``)  0
+``CR3``      1 if a row in ``pdptes`` holds what a PAE load   the value loaded               0
+             read
+``WRITE``    size in bytes; ``seen << 4``: how it was seen    guest physical address         the bytes stored
+``PAGE``     0                                                guest physical address (row    0
+                                                              in ``content``)
+``ACCESS``   1 write, 2 user, 4 fetch, 8 ended in a guest     virtual address                0
+             page fault
+``INVLPG``   0                                                virtual address                0
+===========  ===============================================  =============================  =================
+
+Addresses and values are unsigned 64-bit numbers; SQLite's integers are signed, so the file holds them in two's complement.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+MASK64 = (1 << 64) - 1
+
+ACCESS_WRITE = 1
+ACCESS_USER = 2
+ACCESS_FETCH = 4
+ACCESS_FAULT = 8
+
+CR3_HAS_PDPTES = 1
+
+WRITE_SIZE = 15
+WRITE_SEEN_SHIFT = 4
+
+
+class Kind(IntEnum):
+    """Kinds of events, as the ``kind`` column holds them."""
+
+    REGS = 1
+    CR3 = 2
+    WRITE = 3
+    PAGE = 4
+    ACCESS = 5
+    INVLPG = 6
+
+
+class Seen(IntEnum):
+    """How a store to a table was seen."""
+
+    EXACT = 0
+    """The store itself."""
+    NET = 1
+    """What differed between two stops."""
+    SNAPSHOT = 2
+    """What differed when the page's content was taken again."""
+    FOREIGN = 3
+    """Not by a guest instruction: a device, the loader, a debugger."""
+
+
+class Event(NamedTuple):
+    """One event, with the rows that belong to it; numbers are unsigned."""
+
+    kind: int
+    vcpu: int = 0
+    flags: int = 0
+    addr: int = 0
+    value: int = 0
+    extra: tuple[int | None, ...] | bytes | None = None
+    """``REGS``: (cr0, cr4, efer), ``None`` for one that keeps its value. ``CR3``: four PDPTEs. ``PAGE``: packed words."""
+
+
+_WORD = struct.Struct("<HQ")
+
+
+def signed(number: int) -> int:
+    """An unsigned 64-bit number as SQLite stores it."""
+    return number - (1 << 64) if number >> 63 else number
+
+
+def unsigned(number: int) -> int:
+    """The unsigned 64-bit number that SQLite's integer stands for."""
+    return number & MASK64
+
+
+def pack_words(words: list[tuple[int, int]]) -> bytes:
+    """A page's non-zero 8-byte words as a blob: 10 bytes each, the index (0..511) and the word, little-endian."""
+    return b"".join(_WORD.pack(index, word) for index, word in words if word)
+
+
+def unpack_words(blob: bytes) -> list[tuple[int, int]]:
+    """The (index, word) pairs of a content blob; ``ValueError`` where it is none."""
+    if len(blob) % _WORD.size or len(blob) > 512 * _WORD.size:
+        raise ValueError("a page's content is not a whole number of words")
+    pairs = list(_WORD.iter_unpack(blob))
+    if any(index > 511 for index, _ in pairs):
+        raise ValueError("a page's content has a word past its end")
+    return pairs
