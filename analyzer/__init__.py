@@ -1,0 +1,1 @@
+"""From events to shadow pages to facts to reports."""

@@ -1,0 +1,112 @@
+"""A trace through a model: events in, facts out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analyzer.audit import audit
+from analyzer.facts import Facts, facts
+from analyzer.mmu import Mmu
+from analyzer.model import Parameters
+from db.errors import UsageError
+from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Kind
+from db.trace import TraceReader, store_run
+
+#: Replayed events between two calls of a progress function.
+PROGRESS_EVENTS = 65536
+
+
+@dataclass(frozen=True)
+class Run:
+    """A replay: which model with which parameters, by which version and core, and what came out."""
+
+    model: str
+    parameters: dict[str, Any]
+    version: str
+    core: str
+    events: int
+    seconds: float
+    facts: Facts
+
+
+def replay(
+    trace: TraceReader, parameters: Parameters, progress: Callable[[int], None] | None = None, audit_every: int | None = None
+) -> Mmu:
+    """Run every event of a trace through a fresh model and return it.
+
+    ``progress`` is called now and then with the number of events replayed; the model is audited after every
+    ``audit_every`` events and at the end (``AuditError``). Raises ``UsageError`` where the parameters
+    admit no run, and ``TraceError`` where the trace is damaged.
+    """
+    vcpus = trace.recording["vcpus"]
+    try:
+        mmu = Mmu(parameters, vcpus)
+    except ValueError as error:
+        raise UsageError(str(error), "shadowtrace replay --help lists the parameters") from error
+    access, write, cr3 = mmu.access, mmu.write, mmu.cr3
+    for number, event in enumerate(trace.events(), 1):
+        kind, vcpu, flags, addr, value, extra = event
+        if vcpu >= vcpus:
+            raise UsageError(f"event {number} is of vCPU {vcpu}, but the trace says it has {vcpus}", "the trace is damaged")
+        if kind == Kind.ACCESS:
+            access(vcpu, addr, bool(flags & ACCESS_WRITE), bool(flags & ACCESS_USER), bool(flags & ACCESS_FETCH))
+        elif kind == Kind.WRITE:
+            write(vcpu, addr, flags & WRITE_SIZE, value)
+        elif kind == Kind.CR3:
+            cr3(vcpu, addr, extra)  # type: ignore[arg-type]
+        elif kind == Kind.INVLPG:
+            mmu.invlpg(vcpu, addr)
+        elif kind == Kind.PAGE:
+            mmu.page(addr >> 12, trace.words(event))
+        else:
+            mmu.regs(vcpu, *extra)  # type: ignore[misc]
+        if progress is not None and number % PROGRESS_EVENTS == 0:
+            progress(number)
+        if audit_every and number % audit_every == 0:
+            audit(mmu)
+    if audit_every:
+        audit(mmu)
+    return mmu
+
+
+def run(
+    trace: TraceReader,
+    model: str,
+    parameters: Parameters,
+    version: str,
+    progress: Callable[[int], None] | None = None,
+    audit_every: int | None = None,
+) -> tuple[Run, Mmu]:
+    """Replay a trace and gather its facts."""
+    start = time.perf_counter()
+    mmu = replay(trace, parameters, progress, audit_every)
+    seconds = time.perf_counter() - start
+    return Run(model, parameters.as_dict(), version, "reference", mmu.counters.events_total, seconds, facts(mmu)), mmu
+
+
+def keep(path: Path, done: Run) -> bool:
+    """Keep a run in its trace file; false where the file cannot be written."""
+    return store_run(
+        path,
+        model=done.model,
+        parameters=json.dumps(done.parameters, sort_keys=True),
+        version=done.version,
+        core=done.core,
+        events=done.events,
+        seconds=done.seconds,
+        facts=json.dumps(done.facts),
+    )
+
+
+def kept(trace: TraceReader, model: str, parameters: Parameters, version: str) -> Run | None:
+    """The newest kept run of this model with these parameters over all events of the trace, if there is one."""
+    wanted = json.dumps(parameters.as_dict(), sort_keys=True)
+    for row in reversed(trace.rows("run")):
+        if (row["model"], row["parameters"], row["version"], row["events"]) == (model, wanted, version, trace.count()):
+            return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], json.loads(row["facts"]))
+    return None

@@ -1,0 +1,1 @@
+"""Renderers: facts in, text out. They compute nothing but shares and sums."""

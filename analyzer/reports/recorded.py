@@ -1,0 +1,38 @@
+"""What a recording says when it is done."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from analyzer.reports.text import printable
+
+
+class Check(Protocol):
+    """A comparison of the recorded tables with the guest's memory."""
+
+    tables: int
+    entries: int
+    missing: int
+    different: int
+    leaves: int | None
+    leaves_different: int | None
+    details: list[str]
+
+
+def check_line(entries: int, missing: int, different: int, leaves: int | None, leaves_different: int | None) -> str:
+    """The verdict of a comparison in one line."""
+    if not entries:
+        return "tables checked against guest memory: the guest had paging off"
+    text = f"tables checked against guest memory: {entries:,} entries, {missing:,} missing, {different:,} differ"
+    if leaves is not None:
+        text += f"; {leaves:,} translations against QEMU's walk, {leaves_different:,} differ"
+    return text
+
+
+def text(path: str, ended: str, detail: str, events: int, lost: int, check: Check | None) -> str:
+    """A few lines: where it is, how it ended, what it holds, whether it is right."""
+    lines = [f"{path}: {events:,} events, {lost:,} lost; {ended}: {printable(detail)}"]
+    if check is not None:
+        lines.append(check_line(check.entries, check.missing, check.different, check.leaves, check.leaves_different))
+        lines += [f"  {printable(line)}" for line in check.details]
+    return "\n".join(lines)

@@ -1,0 +1,45 @@
+"""Words and numbers for a terminal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+
+def printable(text: str) -> str:
+    """Text from a guest or a trace made harmless: what is not printable is shown escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def number(value: int) -> str:
+    """A count with thousands separated; zero is a dot."""
+    return f"{value:,}" if value else "·"
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage with one digit; below a tenth it is `<0.1`, none is a dot."""
+    if not whole or not part:
+        return "·"
+    percent = 100 * part / whole
+    return "<0.1" if percent < 0.1 else f"{percent:.1f}"
+
+
+def width() -> int:
+    """Columns of the terminal; 120 where there is none."""
+    return shutil.get_terminal_size((120, 24)).columns
+
+
+def columns(rows: Sequence[Sequence[str]], indent: str = "", left: int = 1) -> str:
+    """Rows as aligned columns: the first ``left`` and the last to the left, numbers to the right.
+
+    Columns that do not fit the terminal are dropped from the right; no row wraps.
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    while len(widths) > 2 and len(indent) + sum(widths[:-1]) + 2 * (len(widths) - 1) + 8 > width():
+        widths.pop()
+    last = len(widths) - 1
+    lines = []
+    for row in rows:
+        cells = [row[i].ljust(widths[i]) if i < left or i == last else row[i].rjust(widths[i]) for i in range(len(widths))]
+        lines.append((indent + "  ".join(cells)).rstrip()[: width()])
+    return "\n".join(lines)
