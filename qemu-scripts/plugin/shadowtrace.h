@@ -1,0 +1,134 @@
+/*
+ * The capture plugin: a guest's paging events into a stream of fixed records.
+ *
+ * qemu.c       what differs between QEMU versions: registers, instruction bytes, vCPU state
+ * stream.c     records into the pipe to the recorder, counters into the shared control page
+ * tables.c     which frames are page tables: links, linger, content
+ * decode.c     the instructions that matter, told by their bytes
+ * capture.c    the callbacks: stores, touches, control registers, faults
+ */
+#ifndef SHADOWTRACE_H
+#define SHADOWTRACE_H
+
+#include "api.h"
+
+#define PAGE_BYTES 4096u
+#define PAGE_SHIFT 12
+#define MAX_VCPUS 64
+#define MAX_TOUCH 65536u
+#define STORE_CACHE 256u
+
+#define CR0_PE (1ull << 0)
+#define CR0_TS (1ull << 3)
+#define CR0_PG (1ull << 31)
+#define CR4_PSE (1ull << 4)
+#define CR4_PAE (1ull << 5)
+#define CR4_LA57 (1ull << 12)
+#define EFER_LMA (1ull << 10)
+#define EFLAGS_VM (1ull << 17)
+
+#define PTE_PRESENT 1ull
+#define PTE_PS (1ull << 7)
+#define BASE64 0x000ffffffffff000ull
+#define BASE32 0xfffff000ull
+
+/* ---- stream.c ---- */
+
+enum record_kind {
+    REC_REGS = 1,   /* addr cr0, value cr4; one REC_EFER follows */
+    REC_CR3 = 2,    /* addr the value; with flags 1 two REC_PDPTES follow */
+    REC_WRITE = 3,  /* flags size | seen << 4, addr gpa, value */
+    REC_PAGE = 4,   /* addr gpa, value the number of REC_WORDS that follow */
+    REC_ACCESS = 5, /* flags 1 write, 2 user, 4 fetch, 8 fault; addr va */
+    REC_INVLPG = 6, /* addr va */
+    REC_EFER = 16,  /* addr efer */
+    REC_PDPTES = 17, /* addr, value: two entries */
+    REC_WORDS = 18, /* flags: index of the word in addr; seq: index of the word in value, or NO_WORD */
+};
+
+#define NO_WORD 0xffffffffu
+
+struct record {
+    uint8_t kind;
+    uint8_t vcpu;
+    uint16_t flags;
+    uint32_t seq; /* of this vCPU's events, from 0; side records have their own meaning */
+    uint64_t addr;
+    uint64_t value;
+};
+
+/* What the recorder can look at while the guest runs: the first page of the control memfd. */
+struct control {
+    uint64_t magic;
+    uint64_t events;       /* events put into the stream */
+    uint64_t dropped;      /* events that could not be put there */
+    uint64_t tables;       /* table pages tracked now */
+    uint64_t tables_peak;
+    uint64_t tables_refused; /* tables not tracked because of max_tables */
+    uint64_t page_faults;  /* guest page faults: mov from cr2 */
+    uint64_t api;          /* qemu_plugin_version */
+    uint64_t closed;       /* 1: the last record is out */
+    uint64_t by_kind[8];
+};
+
+#define CONTROL_MAGIC 0x5368547230303031ull
+
+bool stream_open(int stream_fd, int control_fd, unsigned vcpus);
+struct control *stream_control(void);
+void stream_event(const struct record *event, const struct record *side, unsigned sides);
+void stream_flush(void);
+void stream_close(void);
+
+/* ---- tables.c ---- */
+
+/* A kind of table: levels 1..5 of 8-byte entries, levels 1 and 2 of 4-byte entries. */
+enum table_kind { T64_L1, T64_L2, T64_L3, T64_L4, T64_L5, T32_L1, T32_L2, TABLE_KINDS };
+
+struct table;
+
+bool tables_open(int ram_fd, uint64_t ram_bytes, unsigned linger, unsigned max_tables, bool several_vcpus);
+bool tables_in_ram(uint64_t gpa, size_t bytes);
+void tables_read(uint64_t gpa, void *to, size_t bytes);
+bool tables_is_tracked(uint64_t gpa);
+struct table *tables_load_root(unsigned vcpu, uint64_t gfn, enum table_kind kind);
+void tables_unload_root(struct table *root);
+void tables_store(unsigned vcpu, uint64_t gpa, unsigned size);
+void tables_set_pse(unsigned vcpu, bool pse);
+void tables_content(unsigned vcpu, uint64_t gfn);
+/* Goes up whenever the set of tracked pages grows: caches of "not a table" from before are void. */
+extern _Atomic uint64_t tables_generation;
+
+/* ---- qemu.c ---- */
+
+enum reg { REG_RSP = 7, REG_EFLAGS = 17, REG_CS = 18, REG_FS_BASE = 24, REG_GS_BASE = 25, REG_CR0 = 27, REG_CR2 = 28, REG_CR3 = 29,
+           REG_CR4 = 30, REG_EFER = 32 };
+
+bool qemu_open(void);
+uint64_t qemu_reg(unsigned vcpu, enum reg number);
+int qemu_translating_vcpu(void);
+size_t qemu_insn_bytes(const struct qemu_plugin_insn *insn, uint8_t *to, size_t most);
+void qemu_on_stop(qemu_plugin_id_t id, void (*stopped)(void));
+
+/* ---- decode.c ---- */
+
+enum insn_kind {
+    INSN_PLAIN,
+    INSN_CR3,      /* mov to cr3 */
+    INSN_MODE,     /* may change cr0, cr4 or efer */
+    INSN_FAR,      /* may switch tasks, and so load cr3 */
+    INSN_INVLPG,
+    INSN_LIDT,
+    INSN_READ_CR2,
+};
+
+/* INVLPG's operand: base + index * scale + displacement, plus a segment's base. -1: no such register; -2: rip. */
+struct operand {
+    int8_t base, index, scale_shift, segment;
+    bool address32, address16;
+    int64_t displacement;
+    uint64_t next_va;
+};
+
+enum insn_kind decode(const uint8_t *bytes, size_t size, bool code16, uint64_t va, struct operand *operand);
+
+#endif
