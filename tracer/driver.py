@@ -1,0 +1,114 @@
+"""What gdb does during a recording: it finds the kernel, marks phases, names address spaces, ends at a symbol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from db.errors import UsageError
+from tracer.gdb import Session, Stop
+from tracer.symbols import Symbols
+
+#: Read at every fork, exec and exit by drivers/connector/cn_proc.c: a watchpoint there sees each without a breakpoint.
+_PROCESS_EVENTS = "proc_event_num_listeners"
+_AT_EXEC = "proc_exec_connector"
+_AT_EXEC_BYTES = 0x60
+_COMM_BYTES = 16
+_CR3_TABLE = 0x000F_FFFF_FFFF_F000
+
+
+class Driver:
+    """Arms a gdb session and answers its stops.
+
+    ``on_mark(name)`` is called at each moment with a name; ``on_exec(root_gfn, pid, comm)`` when a program was executed.
+    Without ``symbols`` there is one mark, ``reset``, and no names. Raises ``UsageError`` for a symbol the kernel lacks.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        symbols: Symbols | None,
+        until: str | None,
+        marks: Sequence[str],
+        on_mark: Callable[[str], None],
+        on_exec: Callable[[int, int, str], None],
+    ) -> None:
+        self._session = session
+        self._symbols = symbols
+        self._until = until
+        self._on_mark, self._on_exec = on_mark, on_exec
+        self._slots: dict[int, int] = {}
+        self._marks: dict[int, str] = {}
+        self._wanted = dict.fromkeys(["start_kernel", *marks, *([until] if until else [])])
+        self._slide = 0
+        self._watch: int | None = None
+        self._first_exec = True
+
+    def arm(self) -> None:
+        """At the reset vector: mark it, and catch the kernel wherever it will have been moved to."""
+        self._on_mark("reset")
+        if self._symbols is None:
+            return
+        entry = self._symbols.addresses[self._symbols.first_c_function]
+        for slide in self._symbols.slides():
+            number = self._session.insert_breakpoint(entry + slide)
+            self._slots[number] = slide
+
+    def answer(self, stop: Stop) -> bool:
+        """Deal with a stop; true where the recording is to end there."""
+        if stop.breakpoint in self._slots:
+            self._found_kernel(self._slots[stop.breakpoint])
+        elif stop.breakpoint in self._marks:
+            return self._reached(stop.breakpoint)
+        elif stop.breakpoint is not None and stop.breakpoint == self._watch:
+            self._process_event(stop.pc)
+        return False
+
+    def _found_kernel(self, slide: int) -> None:
+        symbols = self._symbols
+        if symbols is None:
+            return
+        self._slide = slide
+        self._session.delete(list(self._slots))
+        self._slots.clear()
+        self._on_mark("kernel entry")
+        for name in self._wanted:
+            if name in symbols.addresses:
+                self._marks[self._session.insert_breakpoint(symbols.addresses[name] + slide)] = name
+        if _PROCESS_EVENTS in symbols.addresses and {"pid", "comm"} <= set(symbols.task):
+            self._watch = self._session.watch_reads(symbols.addresses[_PROCESS_EVENTS] + slide)
+
+    def _reached(self, number: int) -> bool:
+        name = self._marks.pop(number)
+        self._session.delete([number])
+        self._on_mark(name)
+        return name == self._until
+
+    def _process_event(self, pc: int) -> None:
+        """A program was executed: cr3 and the task's name are the new ones already."""
+        symbols = self._symbols
+        if symbols is None or not 0 <= pc - (symbols.addresses.get(_AT_EXEC, 0) + self._slide) < _AT_EXEC_BYTES:
+            return
+        session, task = self._session, symbols.task
+        current = session.read(session.register("gs_base") + symbols.addresses["current_task"], 8)
+        if current is None:
+            return
+        address = int.from_bytes(current, "little")
+        pid, comm = session.read(address + task["pid"], 4), session.read(address + task["comm"], _COMM_BYTES)
+        if pid is None or comm is None:
+            return
+        if self._first_exec:
+            self._first_exec = False
+            self._on_mark("first user process")
+        name = comm.split(b"\0", 1)[0].decode(errors="backslashreplace")
+        self._on_exec((session.register("cr3") & _CR3_TABLE) >> 12, int.from_bytes(pid, "little", signed=True), name)
+
+
+def check_symbols(symbols: Symbols | None, names: Sequence[str]) -> None:
+    """Raise ``UsageError`` where a symbol that the user asked for is not there."""
+    for name in names:
+        if symbols is None:
+            raise UsageError(
+                f"{name!r} cannot be found: the guest's kernel has no symbols that could be read", "give -kernel IMAGE, or leave it out"
+            )
+        if name not in symbols.addresses:
+            raise UsageError(f"the guest's kernel has no symbol {name!r}", "a function's name as the kernel's kallsyms has it")

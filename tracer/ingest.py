@@ -1,0 +1,130 @@
+"""From the plugin's pipe and the guest's console into the trace file, on a thread of its own."""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import threading
+import time
+from typing import IO, Any
+
+from db.trace import TraceWriter
+from tracer.plugin import Batch, StreamParser
+
+_CHUNK = 1 << 20
+_BATCH_SECONDS = 0.2
+_BATCH_ROWS = 1 << 16
+
+#: A guest may write megabytes: lines are cut here, and only so many are kept.
+_LINE_BYTES = 4096
+_CONSOLE_LINES = 100_000
+
+
+class Ingest(threading.Thread):
+    """Reads until the stream ends. ``failure`` is what stopped it early; ``consumed`` the events committed so far.
+
+    The thread is the only one that touches the trace file while it runs; rows for other tables come through ``add``. A batch is
+    committed at least every fifth of a second of arrivals, so a kill loses no more than that.
+    """
+
+    def __init__(self, writer: TraceWriter, stream: IO[bytes], console: IO[bytes]) -> None:
+        super().__init__(name="ingest", daemon=True)
+        self.consumed = 0
+        self.last_line = ""
+        self.failure: Exception | None = None
+        self._writer = writer
+        self._stream, self._console = stream.fileno(), console.fileno()
+        self._parser = StreamParser()
+        self._rows: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
+        self._ids: dict[str, int] = {}
+        self._line = b""
+        self._wake_read, self._wake_write = os.pipe()
+        self._finishing = False
+
+    def add(self, table: str, **columns: Any) -> None:
+        """Have a row written to a side table; it gets the next id."""
+        self._rows.put((table, columns))
+        os.write(self._wake_write, b"x")
+
+    def finish(self) -> None:
+        """Wait for the stream to end and everything to be committed. QEMU must have ended."""
+        self._finishing = True
+        os.write(self._wake_write, b"x")
+        self.join()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def run(self) -> None:
+        """The thread's body."""
+        try:
+            self._run()
+        except Exception as error:
+            self.failure = error
+
+    def _run(self) -> None:
+        sources = {self._stream, self._console, self._wake_read}
+        held: list[bytes] = []
+        held_bytes, since = 0, time.monotonic()
+        while True:
+            ready, _, _ = select.select(list(sources), [], [], _BATCH_SECONDS)
+            if self._stream in ready:
+                data = os.read(self._stream, _CHUNK)
+                held.append(data)
+                held_bytes += len(data)
+                if not data:
+                    sources.discard(self._stream)
+            due = time.monotonic() - since >= _BATCH_SECONDS or held_bytes >= _BATCH_ROWS * 24 or self._stream not in sources
+            if held and due:
+                self._commit(self._parser.feed(b"".join(held)))
+                held, held_bytes, since = [], 0, time.monotonic()
+            if self._console in ready:
+                data = os.read(self._console, _CHUNK)
+                if not data:
+                    sources.discard(self._console)
+                self._take_console(data)
+            if self._wake_read in ready:
+                os.read(self._wake_read, 4096)
+            self._write_rows()
+            if self._finishing and not {self._stream, self._console} & sources and not held:
+                break
+        self._end()
+
+    def _end(self) -> None:
+        if self._line:
+            self._keep_line(self._line)
+        if self._parser.left_over:
+            self._row("loss", {"vcpu": 0, "seq": self.consumed, "count": 1, "cause": "the stream ended inside an event"})
+        self._write_rows()
+
+    def _commit(self, batch: Batch) -> None:
+        self._writer.append_rows(batch.rows, batch.registers, batch.pdptes, batch.contents)
+        self.consumed = self._writer.events
+        for vcpu, seq, count in batch.gaps:
+            self._row("loss", {"vcpu": vcpu, "seq": seq, "count": count, "cause": "events are missing in the capture stream"})
+
+    def _write_rows(self) -> None:
+        while True:
+            try:
+                table, columns = self._rows.get_nowait()
+            except queue.Empty:
+                return
+            self._row(table, columns)
+
+    def _row(self, table: str, columns: dict[str, Any]) -> None:
+        self._ids[table] = self._ids.get(table, 0) + 1
+        self._writer.add(table, id=self._ids[table], **columns)
+
+    def _take_console(self, data: bytes) -> None:
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:
+            self._keep_line(line)
+        if len(self._line) > _LINE_BYTES:
+            self._keep_line(self._line)
+            self._line = b""
+
+    def _keep_line(self, line: bytes) -> None:
+        text = line[:_LINE_BYTES].rstrip(b"\r").decode(errors="backslashreplace").replace("\0", "\\x00")
+        self.last_line = text
+        if self._ids.get("console", 0) < _CONSOLE_LINES:
+            self._row("console", {"seq": self.consumed, "line": text})

@@ -1,0 +1,195 @@
+"""The TCG plugin: building it, its arguments, reading its stream."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from db.errors import ShadowtraceError
+from db.event import CR3_HAS_PDPTES, Kind, signed
+from db.trace import Row
+from tracer import resources
+
+CFLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
+
+#: ``struct record`` of qemu-scripts/plugin/shadowtrace.h.
+RECORD = np.dtype([("kind", "u1"), ("vcpu", "u1"), ("flags", "<u2"), ("seq", "<u4"), ("addr", "<u8"), ("value", "<u8")])
+REC_EFER, REC_PDPTES, REC_WORDS = 16, 17, 18
+NO_WORD = 0xFFFF_FFFF
+
+_CONTROL = struct.Struct("<17Q")
+_CONTROL_MAGIC = 0x5368547230303031
+CONTROL_BYTES = 4096
+
+
+def build(folder: Path | None = None) -> Path:
+    """Compile the plugin, unless this very source is compiled already; the path of the shared object.
+
+    Raises ``ShadowtraceError`` where there is no C compiler or it fails.
+    """
+    source = resources.scripts() / "plugin"
+    files = sorted(source.glob("*.[ch]"))
+    digest = hashlib.sha256(" ".join(CFLAGS).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    target = (folder or resources.cache("plugin")) / f"shadowtrace-{digest.hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise ShadowtraceError("there is no C compiler (cc) to build the capture plugin with", "apt-get install gcc libc6-dev")
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    command = [compiler, *CFLAGS, "-o", str(partial), *(str(file) for file in files if file.suffix == ".c"), "-ldl", "-lpthread"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ShadowtraceError(f"the capture plugin does not compile: {done.stderr.strip()[-2000:]}", "apt-get install gcc libc6-dev")
+    partial.replace(target)
+    return target
+
+
+@dataclass(frozen=True)
+class ControlPage:
+    """What the plugin says of itself while it runs, from the shared page."""
+
+    events: int
+    dropped: int
+    tables: int
+    tables_peak: int
+    tables_refused: int
+    page_faults: int
+    api: int
+    closed: bool
+    by_kind: tuple[int, ...]
+
+
+def read_control(page: mmap.mmap) -> ControlPage:
+    """The control page as it is now; all zero before the plugin is loaded."""
+    magic, events, dropped, tables, peak, refused, faults, api, closed, *by_kind = _CONTROL.unpack_from(page)
+    if magic not in (0, _CONTROL_MAGIC):
+        raise ShadowtraceError("the capture plugin's control page makes no sense", "this is a defect of shadowtrace")
+    return ControlPage(events, dropped, tables, peak, refused, faults, api, bool(closed), tuple(by_kind))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Whole events as rows of the trace file, with gaps: (vcpu, seq before it, events missing)."""
+
+    rows: list[Row]
+    registers: list[tuple[Any, ...]]
+    pdptes: list[tuple[Any, ...]]
+    contents: list[tuple[Any, ...]]
+    gaps: list[tuple[int, int, int]]
+
+
+class StreamParser:
+    """The plugin's byte stream in, batches of whole events out; it numbers events and notices gaps."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+        self._seq = 0
+        self._next_of_vcpu: dict[int, int] = {}
+
+    @property
+    def left_over(self) -> int:
+        """Bytes that have come and are no whole event."""
+        return len(self._pending)
+
+    def feed(self, data: bytes) -> Batch:
+        """Take more of the stream. Raises ``ShadowtraceError`` where it is not what the plugin writes."""
+        self._pending += data
+        records = np.frombuffer(self._pending, RECORD, len(self._pending) // RECORD.itemsize)
+        whole = _whole_events(records)
+        taken = records[:whole].copy()
+        del records
+        self._pending = self._pending[whole * RECORD.itemsize :]
+        return self._batch(taken)
+
+    def _batch(self, records: NDArray[np.void]) -> Batch:
+        main = records["kind"] <= Kind.INVLPG
+        events = records[main]
+        if np.any(records["kind"] == 0) or np.any((records["kind"] > Kind.INVLPG) & (records["kind"] < REC_EFER)):
+            raise ShadowtraceError("the capture plugin's stream makes no sense", "this is a defect of shadowtrace")
+        gaps = self._gaps(events)
+        seqs = np.arange(self._seq + 1, self._seq + 1 + len(events))
+        flags = np.where(events["kind"] == Kind.CR3, events["flags"] & CR3_HAS_PDPTES, events["flags"])
+        no_value = (events["kind"] == Kind.PAGE) | (events["kind"] == Kind.REGS)
+        value = np.where(no_value, 0, events["value"]).view(np.int64)
+        addr = np.where(events["kind"] == Kind.REGS, 0, events["addr"]).view(np.int64)
+        columns = (seqs, events["kind"], events["vcpu"], flags, addr, value)
+        rows: list[Row] = list(zip(*(column.tolist() for column in columns), strict=True))
+        registers, pdptes, contents = self._sides(records, main)
+        self._seq += len(events)
+        return Batch(rows, registers, pdptes, contents, gaps)
+
+    def _gaps(self, events: NDArray[np.void]) -> list[tuple[int, int, int]]:
+        """Numbers that are missing among a vCPU's events."""
+        gaps = []
+        for vcpu in np.unique(events["vcpu"]).tolist():
+            where = np.flatnonzero(events["vcpu"] == vcpu)
+            numbers = events["seq"][where].astype(np.int64)
+            expected = np.concatenate(([self._next_of_vcpu.get(vcpu, 0)], numbers[:-1] + 1))
+            for at in np.flatnonzero(numbers != expected).tolist():
+                gaps.append((vcpu, self._seq + int(where[at]), int((numbers[at] - expected[at]) % (1 << 32))))
+            self._next_of_vcpu[vcpu] = int(numbers[-1] + 1) % (1 << 32)
+        return gaps
+
+    def _sides(self, records: NDArray[np.void], main: NDArray[np.bool_]) -> tuple[list[Any], list[Any], list[Any]]:
+        registers, pdptes, contents = [], [], []
+        number = self._seq + np.cumsum(main)
+        kinds = records["kind"]
+        for at in np.flatnonzero(main & np.isin(kinds, (Kind.REGS, Kind.CR3, Kind.PAGE))).tolist():
+            event = records[at]
+            seq = int(number[at])
+            if event["kind"] == Kind.REGS:
+                values = (event["addr"], event["value"], records[at + 1]["addr"])
+                registers.append((seq, *(signed(int(value)) for value in values)))
+            elif event["kind"] == Kind.PAGE:
+                contents.append((seq, _words(records[at + 1 : at + 1 + int(event["value"])])))
+            elif event["flags"] & CR3_HAS_PDPTES:
+                values = tuple(records[at + 1 + i // 2][("addr", "value")[i % 2]] for i in range(4))
+                pdptes.append((seq, *(signed(int(value)) for value in values)))
+        return registers, pdptes, contents
+
+
+def _side_count(event: Any) -> int:
+    if event["kind"] == Kind.REGS:
+        return 1
+    if event["kind"] == Kind.PAGE:
+        return int(event["value"])
+    return 2 if event["kind"] == Kind.CR3 and event["flags"] & CR3_HAS_PDPTES else 0
+
+
+def _whole_events(records: NDArray[np.void]) -> int:
+    """How many records from the start make whole events: the last one's side records may still be on their way."""
+    mains = np.flatnonzero(records["kind"] <= Kind.INVLPG)
+    if not len(mains):
+        return 0
+    last = int(mains[-1])
+    end = last + 1 + _side_count(records[last])
+    return end if end <= len(records) else last
+
+
+def _words(sides: NDArray[np.void]) -> bytes:
+    """A page's content as the file holds it: (2 bytes of index, 8 of word) for each word that is not zero."""
+    out = np.empty(2 * len(sides), np.dtype([("index", "<u2"), ("word", "<u8")]))
+    out["index"][0::2], out["word"][0::2] = sides["flags"], sides["addr"]
+    second = sides["seq"] != NO_WORD
+    out["index"][1::2], out["word"][1::2] = np.where(second, sides["seq"], 0), sides["value"]
+    keep = np.ones(len(out), bool)
+    keep[1::2] = second
+    return out[keep].tobytes()
+
+
+def arguments(plugin: Path, **values: int) -> str:
+    """The value of QEMU's ``-plugin`` option."""
+    return ",".join((str(plugin).replace(",", ",,"), *(f"{name}={value}" for name, value in values.items())))

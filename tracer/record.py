@@ -1,0 +1,306 @@
+"""A recording from the reset vector to its end, whatever that is: into one sealed trace file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from db.errors import ShadowtraceError, UsageError
+from db.trace import TraceReader, TraceWriter
+from tracer import gdb, plugin, qemu, symbols
+from tracer.check import Verdict, check_machine
+from tracer.driver import Driver, check_symbols
+from tracer.guest import Guest
+from tracer.ingest import Ingest
+from tracer.qemu import Capture, Machine
+
+_POLL_SECONDS = 0.1
+_DRAIN_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to record: a guest we ship, or QEMU arguments; where to; how; until when."""
+
+    output: Path
+    guest: Guest | None = None
+    arguments: Sequence[str] = ()
+    program: str | None = None
+    force: bool = False
+    until: str | None = None
+    seconds: float | None = None
+    marks: Sequence[str] = ()
+    capture: Capture = field(default_factory=Capture)
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a recording stands, for a progress display."""
+
+    seconds: float
+    events: int
+    tables: int
+    by_kind: tuple[int, ...]
+    last_line: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a recording ended."""
+
+    ended: str
+    detail: str
+    events: int
+    lost: int
+    verdict: Verdict | None
+
+
+def record(request: Request, progress: Callable[[Status], None] | None = None) -> Outcome:
+    """Record a guest. The trace is sealed whichever way it ends, Ctrl-C included; raises ``ShadowtraceError`` before it begins."""
+    program = qemu.find_qemu(request.program)
+    gdb.find_gdb()
+    object_path = plugin.build()
+    arguments, described = _what(request)
+    qemu.check_arguments(arguments)
+    kernel = _kernel(arguments)
+    known = symbols.load(kernel) if kernel is not None else None
+    check_symbols(known, [*request.marks, *([request.until] if request.until else [])])
+    with TraceWriter(request.output, request.force) as writer:
+        writer.describe(
+            source="record",
+            **described,
+            kernel_sha256=symbols.sha256(kernel) if kernel is not None else None,
+            qemu_version=qemu.qemu_version(program),
+            gdb_version=gdb.gdb_version(gdb.find_gdb()),
+            engine="plugin",
+            cpu_model=qemu.cpu_model(arguments),
+            ram_bytes=qemu.ram_bytes(arguments),
+            vcpus=qemu.vcpus(arguments),
+            touch_entries=request.capture.touch_entries,
+            linger=request.capture.linger,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            version=request.version,
+        )
+        try:
+            with Machine(program, arguments, request.capture, object_path) as machine:
+                writer.describe(qemu_argv=json.dumps(machine.argv), plugin_api=machine.control().api)
+                return _Recording(request, writer, machine, known).run(progress)
+        except ShadowtraceError:
+            if writer.events == 0:
+                request.output.unlink(missing_ok=True)
+            raise
+
+
+def _what(request: Request) -> tuple[list[str], dict[str, Any]]:
+    """QEMU's arguments, and the columns that say what the guest is."""
+    if request.guest is not None:
+        images = request.guest.images()
+        return request.guest.arguments(images), {
+            "guest": request.guest.name,
+            "title": request.guest.title,
+            "kernel": images.kernel_package.removeprefix("linux-image-"),
+        }
+    return list(request.arguments), {"guest": "own", "title": "a guest of the user's", "kernel": None}
+
+
+def _kernel(arguments: Sequence[str]) -> Path | None:
+    for option, value in pairwise(arguments):
+        if option in ("-kernel", "--kernel"):
+            if not Path(value).is_file():
+                raise UsageError(f"there is no kernel image {value}", "-kernel takes a file")
+            return Path(value)
+    return None
+
+
+class _Interrupt:
+    """Ctrl-C and SIGTERM noted instead of raised while a recording runs; a second Ctrl-C is raised."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.came = True
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """While inside, signals set ``came``."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Recording:
+    """One running recording: gdb's stops are answered here, events flow past on the ingest thread."""
+
+    def __init__(self, request: Request, writer: TraceWriter, machine: Machine, known: symbols.Symbols | None) -> None:
+        self.request = request
+        self.writer = writer
+        self.machine = machine
+        self.symbols = known
+        self.ingest = Ingest(writer, machine.stream, machine.process.stdout)  # type: ignore[arg-type]
+        self.interrupt = _Interrupt()
+        self.gdb_lost = ""
+        self.start = time.monotonic()
+
+    def run(self, progress: Callable[[Status], None] | None) -> Outcome:
+        self.ingest.start()
+        with self.interrupt.noted():
+            try:
+                ended, detail = self._drive(progress)
+                verdict = self._settle()
+            finally:
+                if self.machine.alive():
+                    self.machine.quit()
+                self.ingest.finish()
+        return self._seal(ended, detail, verdict)
+
+    def _drive(self, progress: Callable[[Status], None] | None) -> tuple[str, str]:
+        try:
+            session = gdb.Session(self.machine.gdb_socket)
+        except gdb.GdbGoneError as error:
+            raise ShadowtraceError(f"gdb did not start: {error}", "apt-get install gdb; shadowtrace doctor looks at it") from error
+        with session:
+            driver = Driver(session, self.symbols, self.request.until, self.request.marks, self._mark, self._exec)
+            try:
+                driver.arm()
+                session.resume()
+                while True:
+                    stop = session.wait(_POLL_SECONDS)
+                    if (end := self._end_by_us(progress)) is not None:
+                        return end
+                    if stop is None and self.machine.alive():
+                        continue
+                    if (end := self._end_by_guest(stop)) is not None:
+                        return end
+                    if stop is not None and driver.answer(stop):
+                        return "until", f"{self.request.until} was reached"
+                    session.resume()
+            except gdb.GdbGoneError as error:
+                if not self.machine.alive():
+                    return self._qemu_ended()
+                self.gdb_lost = f"; gdb was lost after {self.machine.control().events} events ({error}): no marks and names from there on"
+        return self._drive_without_gdb(progress)
+
+    def _drive_without_gdb(self, progress: Callable[[Status], None] | None) -> tuple[str, str]:
+        """Gdb is gone: its breakpoints may still be in QEMU, so let the guest go on wherever it stops."""
+        while True:
+            time.sleep(_POLL_SECONDS)
+            if (end := self._end_by_us(progress)) is not None:
+                return end
+            if not self.machine.alive():
+                return self._qemu_ended()
+            state = (self.machine.command("query-status") or {}).get("status")
+            if state == "shutdown" and (end := self._end_by_guest(None)) is not None:
+                return end
+            if state in ("debug", "paused"):
+                self.machine.command("cont")
+
+    def _end_by_us(self, progress: Callable[[Status], None] | None) -> tuple[str, str] | None:
+        if progress is not None:
+            control = self.machine.control()
+            seconds = time.monotonic() - self.start
+            progress(Status(seconds, control.events, control.tables, control.by_kind, self.ingest.last_line))
+        if self.ingest.failure is not None:
+            return "storage", str(self.ingest.failure)
+        if self.interrupt.came:
+            self.machine.stop()
+            return "interrupted", "interrupted by the user"
+        if self.request.seconds is not None and time.monotonic() - self.start >= self.request.seconds:
+            self.machine.stop()
+            return "for", f"{self.request.seconds:g} seconds were over"
+        return None
+
+    def _end_by_guest(self, stop: gdb.Stop | None) -> tuple[str, str] | None:
+        """Whether the guest or QEMU ended it."""
+        if not self.machine.alive() or (stop is not None and stop.exited):
+            return self._qemu_ended()
+        if stop is not None and stop.reason != "signal-received":
+            return None
+        if (self.machine.command("query-status") or {}).get("status") not in ("shutdown", "guest-panicked", "internal-error"):
+            return None
+        texts = {
+            "poweroff": "the guest powered off",
+            "reset": "the guest reset itself: a reboot or a triple fault",
+            "crash": "the guest panicked",
+        }
+        how = self.machine.how_it_stopped() or "poweroff"
+        return how, texts[how]
+
+    def _qemu_ended(self) -> tuple[str, str]:
+        with contextlib.suppress(Exception):
+            self.machine.process.wait(timeout=5)
+        status = self.machine.process.returncode
+        if self.machine.control().closed:
+            return "exit", f"QEMU ended by itself with status {status}, as the guest asked"
+        return "crash", f"QEMU died with status {status}: {self.machine.stderr_tail()}"
+
+    def _settle(self) -> Verdict | None:
+        """With the guest stopped: wait for its events to be in the file, then hold them against its memory."""
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while self.ingest.is_alive() and self.ingest.consumed < self._arriving() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self.ingest.failure is not None or self.ingest.consumed == 0:
+            return None
+        with TraceReader(self.request.output) as trace:
+            verdict = check_machine(trace, self.machine)
+        self.ingest.add(
+            "memory_check",
+            seq=self.ingest.consumed,
+            tables=verdict.tables,
+            entries=verdict.entries,
+            missing=verdict.missing,
+            different=verdict.different,
+            leaves=verdict.leaves,
+            leaves_different=verdict.leaves_different,
+            detail="\n".join(verdict.details),
+        )
+        return verdict
+
+    def _arriving(self) -> int:
+        control = self.machine.control()
+        return control.events - control.dropped
+
+    def _seal(self, ended: str, detail: str, verdict: Verdict | None) -> Outcome:
+        control = self.machine.control()
+        missing = control.events - self.writer.events
+        recorded = sum(row["count"] for row in _losses(self.request.output))
+        if missing > recorded:
+            self._lose(missing - recorded, "QEMU ended before it had written them")
+        if control.tables_refused:
+            self._lose(control.tables_refused, "tables beyond the limit of tables tracked at once (each stands for all its stores)")
+        self.writer.describe(plugin_api=control.api)
+        self.writer.seal(ended, detail + self.gdb_lost)
+        lost = sum(row["count"] for row in _losses(self.request.output))
+        if self.ingest.failure is not None:
+            raise self.ingest.failure
+        return Outcome(ended, detail + self.gdb_lost, self.writer.events, lost, verdict)
+
+    def _lose(self, count: int, cause: str) -> None:
+        number = len(_losses(self.request.output)) + 1
+        self.writer.add("loss", id=number, vcpu=0, seq=self.writer.events, count=count, cause=cause)
+
+    def _mark(self, name: str) -> None:
+        self.ingest.add("mark", seq=self.machine.control().events, name=name, vcpu=0)
+
+    def _exec(self, root_gfn: int, pid: int, comm: str) -> None:
+        self.ingest.add("address_space", seq=self.machine.control().events, root_gfn=root_gfn, pid=pid, comm=comm)
+
+
+def _losses(path: Path) -> list[dict[str, Any]]:
+    with TraceReader(path) as trace:
+        return trace.rows("loss")

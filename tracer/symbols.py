@@ -1,0 +1,101 @@
+"""A kernel's symbols and the layout of its task structure, from the image as it is shipped.
+
+The image is unpacked, ``vmlinux-to-elf`` (an external command) recovers kallsyms into an ELF, pyelftools reads that. The
+result is kept, keyed by the image's digest: it takes some 10 seconds the first time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+from tracer import btf, kernelimage, resources
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """Link-time addresses by name, the kernel's word size in bits, and offsets in task_struct where they are known."""
+
+    bits: int
+    addresses: dict[str, int]
+    task: dict[str, int]
+
+    @property
+    def first_c_function(self) -> str:
+        """The function that the kernel's assembly enters first."""
+        return "x86_64_start_kernel" if self.bits == 64 else "i386_start_kernel"
+
+    def slides(self) -> list[int]:
+        """Every distance by which the kernel may have been moved: KASLR's slots of 2 MiB (amd64) or 16 MiB (i386)."""
+        step, span = (2 << 20, 1 << 30) if self.bits == 64 else (16 << 20, 512 << 20)
+        text = self.addresses.get("_text", self.addresses.get("_stext", 0))
+        base = 0xFFFF_FFFF_8000_0000 if self.bits == 64 else 0xC000_0000
+        return [slide for slide in range(0, span, step) if text + slide < base + span]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def command() -> str | None:
+    """The path of vmlinux-to-elf: beside this Python, or on the PATH."""
+    beside = Path(sys.executable).with_name("vmlinux-to-elf")
+    return str(beside) if beside.exists() else shutil.which("vmlinux-to-elf")
+
+
+def load(kernel: Path) -> Symbols | None:
+    """The symbols of a kernel image; ``None`` where they cannot be recovered, which costs names and nothing else."""
+    kept = resources.cache("symbols") / f"{sha256(kernel)}.json"
+    if kept.exists():
+        data = json.loads(kept.read_text())
+        if data.pop("format", None) == _FORMAT:
+            return Symbols(**data)
+    program = command()
+    if program is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        unpacked, elf = Path(folder) / "vmlinux.bin", Path(folder) / "vmlinux"
+        try:
+            unpacked.write_bytes(kernelimage.unpack(kernel.read_bytes()))
+        except ValueError:
+            return None
+        done = subprocess.run([program, str(unpacked), str(elf)], capture_output=True, check=False)
+        if done.returncode or not elf.exists():
+            return None
+        symbols = read_elf(elf)
+    if symbols is not None:
+        partial = kept.with_suffix(f".{hashlib.sha256(folder.encode()).hexdigest()[:8]}")
+        partial.write_text(json.dumps({"format": _FORMAT, **asdict(symbols)}))
+        partial.replace(kept)
+    return symbols
+
+
+def read_elf(path: Path) -> Symbols | None:
+    """The symbols of an ELF file; ``None`` where it is none or has no symbol table."""
+    try:
+        with path.open("rb") as file:
+            elf = ELFFile(file)
+            table: Any = elf.get_section_by_name(".symtab")
+            if not isinstance(table, SymbolTableSection):
+                return None
+            addresses = {symbol.name: int(symbol["st_value"]) for symbol in table.iter_symbols() if symbol.name}
+            section = elf.get_section_by_name(".BTF")
+            task = btf.member_offsets(section.data(), "task_struct") if section is not None else {}
+    except (ELFError, ValueError, OSError):
+        return None
+    return Symbols(elf.elfclass, addresses, {name: task[name] for name in ("pid", "tgid", "comm") if name in task})
