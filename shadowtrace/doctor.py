@@ -1,0 +1,24 @@
+"""shadowtrace doctor."""
+
+from __future__ import annotations
+
+import click
+
+from db.errors import EXIT_OURS
+from tracer.doctor import findings
+
+
+@click.command("doctor")
+def command() -> int:
+    """Look whether this machine has what recording needs.
+
+    \b
+    Example:
+      shadowtrace doctor
+    """
+    found = findings()
+    for finding in found:
+        click.echo(f"{'ok     ' if finding.good else 'missing'}  {finding.what}: {finding.detail}")
+        if not finding.good:
+            click.echo(f"         fix: {finding.fix}")
+    return 0 if all(finding.good for finding in found) else EXIT_OURS

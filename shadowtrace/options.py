@@ -1,0 +1,45 @@
+"""Options and arguments that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from analyzer.model import HASHES, MODELS, Parameters, parameters
+from db.errors import UsageError
+
+Command = Callable[..., Any]
+
+trace_argument = click.argument("trace", type=click.Path(path_type=Path))
+output_option = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The trace file to write.")
+force_option = click.option("--force", is_flag=True, help="Replace the output file if it is there.")
+
+_MODEL_OPTIONS = (
+    click.option("--model", default="kvm-2.6.20", show_default=True, help="Which shadow MMU: see shadowtrace models."),
+    click.option("--pages", type=int, help="Shadow pages; hash buckets too, unless --buckets says otherwise."),
+    click.option("--buckets", type=int, help="Buckets of the hash table."),
+    click.option("--hash", "hash_name", type=click.Choice(HASHES), help="The hash function over frame numbers."),
+    click.option("--flood", type=int, help="The store in a row to one table that zaps it; 0 = never."),
+    click.option("--min-free", type=int, help="Free pages below which eviction starts."),
+    click.option("--refill", type=int, help="Free pages at which eviction stops."),
+    click.option("--keep-roots", type=int, help="Earlier roots that stay in use across cr3 loads."),
+    click.option("--ram-pages", type=int, help="Frames from here up are devices; all is RAM by default."),
+    click.option("--strict", is_flag=True, default=None, help="Refuse reserved register bits as 2.6.20 did; otherwise they are masked."),
+)
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that choose a model and its parameters; ``chosen`` makes them a value."""
+    for option in reversed(_MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def chosen(model: str, hash_name: str | None, **changes: Any) -> Parameters:
+    """The parameters that the model options ask for; ``UsageError`` where there is no such model."""
+    if model not in MODELS:
+        raise UsageError(f"there is no model called {model!r}", f"models: {', '.join(MODELS)}")
+    return parameters(model, hash=hash_name, **changes)

@@ -1,0 +1,92 @@
+"""shadowtrace record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from analyzer.reports import recorded
+from db.errors import EXIT_INTERRUPTED, EXIT_OURS, UsageError
+from shadowtrace import __version__
+from shadowtrace.options import force_option, output_option
+from shadowtrace.progress import recording_line
+from tracer import guest as guests
+from tracer.qemu import Capture
+from tracer.record import Request, record
+
+
+@click.command("record", context_settings={"ignore_unknown_options": False})
+@click.argument("guest", required=False)
+@click.argument("qemu_args", nargs=-1, type=click.UNPROCESSED)
+@output_option
+@force_option
+@click.option("--until", metavar="SYMBOL", help="Stop when the kernel reaches this function.")
+@click.option("--for", "seconds", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Stop after so long.")
+@click.option("--mark", "marks", multiple=True, metavar="SYMBOL", help="Mark the moment the kernel first reaches this function.")
+@click.option("--qemu", "program", metavar="PROGRAM", help="Which qemu-system-x86_64 to run.")
+@click.option(
+    "--touch",
+    "touch_entries",
+    default=1024,
+    show_default=True,
+    help="Entries of each first-touch table, a power of two; 0: page tables only.",
+)
+@click.option("--linger", default=64, show_default=True, type=click.IntRange(1, 1024), help="Stores a retired table is watched for.")
+@click.option("--max-tables", default=1 << 18, show_default=True, type=click.IntRange(1), help="Tables tracked at once at the most.")
+@click.option("--user-stores", is_flag=True, help="With --touch 0: watch user code's stores too.")
+def command(
+    guest: str | None,
+    qemu_args: tuple[str, ...],
+    output: Path,
+    force: bool,
+    until: str | None,
+    seconds: float | None,
+    marks: tuple[str, ...],
+    program: str | None,
+    touch_entries: int,
+    linger: int,
+    max_tables: int,
+    user_stores: bool,
+) -> int:
+    """Record a guest's paging into a trace file.
+
+    GUEST is one of `shadowtrace guests`; or give QEMU's own arguments after `--`, and ours are added to them.
+
+    \b
+    Example:
+      shadowtrace record cloud-amd64 -o boot.db
+      shadowtrace record -o mine.db --for 60 -- -m 256M -cdrom my.iso
+    """
+    if touch_entries & touch_entries - 1 or not 0 <= touch_entries <= 65536:
+        raise UsageError(f"--touch {touch_entries} is no power of two up to 65536", "for example --touch 1024, or 0 for page tables only")
+    named, arguments = _what(guest, qemu_args)
+    request = Request(
+        output=output,
+        guest=guests.load(named) if named is not None else None,
+        arguments=arguments,
+        program=program,
+        force=force,
+        until=until,
+        seconds=seconds,
+        marks=marks,
+        capture=Capture(touch_entries, linger, max_tables, user_stores),
+        version=__version__,
+    )
+    with recording_line() as progress:
+        outcome = record(request, progress)
+    click.echo(recorded.text(str(output), outcome.ended, outcome.detail, outcome.events, outcome.lost, outcome.verdict))
+    if outcome.ended == "interrupted":
+        return EXIT_INTERRUPTED
+    return EXIT_OURS if outcome.ended == "crash" else 0
+
+
+def _what(guest: str | None, qemu_args: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """A guest's name, or QEMU's arguments: click hands the first word after `--` over as GUEST."""
+    if guest is None:
+        raise UsageError("say what to record", "shadowtrace record GUEST -o FILE, or record -o FILE -- QEMU ARGS")
+    if guest.startswith("-"):
+        return None, (guest, *qemu_args)
+    if qemu_args:
+        raise UsageError("a guest's name and QEMU arguments do not go together", "give one of them; shadowtrace guests lists the names")
+    return guest, ()

@@ -1,0 +1,44 @@
+"""shadowtrace report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from analyzer import replay
+from analyzer.reports import json as json_report
+from analyzer.reports import table
+from db.trace import TraceReader
+from shadowtrace import __version__
+from shadowtrace.options import chosen, model_options, trace_argument
+from shadowtrace.progress import replay_line
+
+
+@click.command("report")
+@trace_argument
+@model_options
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--all", "everything", is_flag=True, help="Do not fold rows that say the same.")
+def command(trace: Path, form: str, everything: bool, model: str, **options: Any) -> None:
+    """Print what a shadow page cache would have shared.
+
+    What has not been replayed yet with this model and these parameters is replayed first.
+
+    \b
+    Example:
+      shadowtrace report boot.db
+      shadowtrace report boot.db --model kvm-2.6.24 --format json
+    """
+    parameters = chosen(model, **options)
+    with TraceReader(trace) as opened:
+        run = replay.kept(opened, model, parameters, __version__)
+        fresh = run is None
+        if run is None:
+            with replay_line(opened.count()) as progress:
+                run, _ = replay.run(opened, model, parameters, __version__, progress)
+        about = table.about(opened, run)
+    if fresh:
+        replay.keep(trace, run)
+    click.echo(json_report.report(about, run) if form == "json" else table.report(about, run, everything))
