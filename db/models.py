@@ -137,6 +137,16 @@ memory_check = _table(
     _text("detail", "the first differences, in words"),
 )
 
+end_table = _table(
+    "end_table",
+    "The guest's real tables when the recording ended, from its memory: what the events have to rebuild.",
+    _key("id", "from 1"),
+    _integer("gfn", "frame of the table"),
+    _integer("level", "its level, 1 = leaf table; a frame used at several levels has a row for each"),
+    _integer("entry_bytes", "bytes of an entry: 4 for two-level paging, else 8"),
+    Column("words", LargeBinary, nullable=False, comment="the words that are not zero, as in `content`"),
+)
+
 run = _table(
     "run",
     "A replay's facts.",

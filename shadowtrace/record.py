@@ -51,7 +51,8 @@ def command(
 ) -> int:
     """Record a guest's paging into a trace file.
 
-    GUEST is one of `shadowtrace guests`; or give QEMU's own arguments after `--`, and ours are added to them.
+    GUEST is one of `shadowtrace guests`; QEMU arguments after `--` are added to its own. Or leave GUEST out and give QEMU's
+    arguments alone, for anything that QEMU can boot; ours are added to them.
 
     \b
     Example:
@@ -82,11 +83,7 @@ def command(
 
 
 def _what(guest: str | None, qemu_args: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """A guest's name, or QEMU's arguments: click hands the first word after `--` over as GUEST."""
+    """A guest's name and QEMU arguments: without a name, click hands the first of these over as GUEST."""
     if guest is None:
         raise UsageError("say what to record", "shadowtrace record GUEST -o FILE, or record -o FILE -- QEMU ARGS")
-    if guest.startswith("-"):
-        return None, (guest, *qemu_args)
-    if qemu_args:
-        raise UsageError("a guest's name and QEMU arguments do not go together", "give one of them; shadowtrace guests lists the names")
-    return guest, ()
+    return (None, (guest, *qemu_args)) if guest.startswith("-") else (guest, qemu_args)

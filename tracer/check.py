@@ -94,6 +94,8 @@ class Verdict:
     leaves: int | None = None
     leaves_different: int | None = None
     details: list[str] = field(default_factory=list)
+    pages: list[tuple[Table, bytes]] = field(default_factory=list)
+    """The guest's own tables, as its memory has them."""
 
     def say(self, text: str) -> None:
         """Keep one of the first differences in words."""
@@ -112,11 +114,13 @@ def compare(rebuilt: Rebuilt, real: Memory, cpus: dict[int, Cpu]) -> Verdict:
             verdict.say(f"vCPU {number}: cr3 {cpu.cr3:#x} in {cpu.mode.label} mode, recorded {recorded.cr3:#x} in {recorded.mode.label}")
         seen |= tables(real, cpu.cr3, cpu.mode, cpu.cr4, cpu.pdptes or recorded.pdptes)
     for table in sorted(seen):
-        _compare_table(table, real(table.gfn) or bytes(PAGE_BYTES), rebuilt.memory(table.gfn), verdict)
+        page = bytes(real(table.gfn) or bytes(PAGE_BYTES))
+        verdict.pages.append((table, page))
+        _compare_table(table, page, rebuilt.memory(table.gfn), verdict)
     return verdict
 
 
-def _compare_table(table: Table, real: bytes | memoryview, recorded: bytes | None, verdict: Verdict) -> None:
+def _compare_table(table: Table, real: bytes, recorded: bytes | None, verdict: Verdict) -> None:
     verdict.tables += 1
     there = entries(real, table.entry_bytes)
     present = sum(entry & PRESENT for entry in there)

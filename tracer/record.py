@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from db.errors import ShadowtraceError, UsageError
+from db.event import pack_words
 from db.trace import TraceReader, TraceWriter
 from tracer import gdb, plugin, qemu, symbols
 from tracer.check import Verdict, check_machine
@@ -29,7 +31,7 @@ _DRAIN_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Request:
-    """What to record: a guest we ship, or QEMU arguments; where to; how; until when."""
+    """What to record: a guest we ship and QEMU arguments added to its own, or these alone; where to; how; until when."""
 
     output: Path
     guest: Guest | None = None
@@ -105,7 +107,7 @@ def _what(request: Request) -> tuple[list[str], dict[str, Any]]:
     """QEMU's arguments, and the columns that say what the guest is."""
     if request.guest is not None:
         images = request.guest.images()
-        return request.guest.arguments(images), {
+        return [*request.guest.arguments(images), *request.arguments], {
             "guest": request.guest.name,
             "title": request.guest.title,
             "kernel": images.kernel_package.removeprefix("linux-image-"),
@@ -269,6 +271,9 @@ class _Recording:
             leaves_different=verdict.leaves_different,
             detail="\n".join(verdict.details),
         )
+        for table, page in verdict.pages:
+            words = pack_words(list(enumerate(struct.unpack("<512Q", page))))
+            self.ingest.add("end_table", **table._asdict(), words=words)
         return verdict
 
     def _arriving(self) -> int:

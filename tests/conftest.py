@@ -1,0 +1,72 @@
+"""What tests share: where the reference material lies, a command line, one real boot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tracer import guest
+from tracer.record import Outcome, Request, record
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with reference cases and guests; a test that needs it is skipped where it is not there."""
+    if not (SHARED / "cases").is_dir():
+        pytest.skip("the reference material (../shared) is not here")
+    return SHARED
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Run the installed command with these arguments."""
+    program = Path(sys.executable).with_name("shadowtrace")
+
+    def run(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cwd,
+            timeout=600,
+            env={**os.environ, **environment},
+        )
+
+    return run
+
+
+@dataclass(frozen=True)
+class Boot:
+    """A recorded boot: the trace, how it ended, and QEMU's own log of cr3 loads and interrupts of the same run."""
+
+    trace: Path
+    log: Path
+    outcome: Outcome
+
+
+@pytest.fixture(scope="session")
+def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
+    """One real boot of Debian's cloud kernel."""
+    folder = tmp_path_factory.mktemp("boot")
+    request = Request(
+        folder / "boot.db",
+        guest=guest.load("cloud-amd64"),
+        arguments=["-d", "mmu,int", "-D", str(folder / "qemu.log")],
+        marks=["run_init_process"],
+        version="test",
+    )
+    yield Boot(folder / "boot.db", folder / "qemu.log", record(request))
+    shutil.rmtree(folder, ignore_errors=True)
