@@ -234,7 +234,7 @@ class TraceReader:
         """The events of these kinds in order, one pass, unsigned numbers; a row of no known shape raises ``TraceError``."""
         registers = self._side(models.mode_registers)
         pdptes = self._side(models.pdptes)
-        contents = dict(self.query(select(models.content)).tuples().all())
+        contents = {row.seq: row.words for row in self.query(select(models.content))}
         columns = select(models.event).order_by(models.event.c.seq)
         if len(kinds) < len(Kind):
             columns = columns.where(models.event.c.kind.in_([int(kind) for kind in kinds]))

@@ -1,0 +1,102 @@
+"""Bare-metal guests whose every paging event is known: recorded, they give exactly that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind
+from db.trace import TraceReader
+from tracer.record import Outcome, Request, record
+
+pytestmark = pytest.mark.boot
+
+GUESTS = ("walk32", "walkpae", "walk64", "walkall")
+
+
+def arguments(folder: Path, name: str) -> list[str]:
+    def loader(file: str, address: str) -> tuple[str, str]:
+        return "-device", f"loader,file={folder / name / file},addr={address},force-raw=on"
+
+    return [
+        *("-accel", "tcg", "-cpu", "qemu64", "-m", "16", "-M", "pc,usb=off", "-bios", str(folder / "stub.rom")),
+        *loader("low.bin", "0x1000"),
+        *loader("high.bin", "0x100000"),
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
+        *("-vga", "none", "-nic", "none", "-display", "none", "-serial", "none", "-monitor", "none", "-no-reboot"),
+    ]
+
+
+def number(value: Any) -> int:
+    return int(value, 0) if isinstance(value, str) else int(value)
+
+
+@pytest.fixture(scope="module", params=GUESTS)
+def walked(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Event], Outcome]:
+    """What a guest does, what was recorded of it, how that ended."""
+    trace = tmp_path_factory.mktemp("walk") / "walk.db"
+    outcome = record(Request(trace, arguments=arguments(shared / "guests", request.param), version="test"))
+    expected = [json.loads(line) for line in (shared / "guests" / request.param / "events.jsonl").read_text().splitlines()]
+    with TraceReader(trace) as opened:
+        return expected, list(opened.events()), outcome
+
+
+def is_subsequence(part: list[Any], whole: list[Any]) -> bool:
+    rest = iter(whole)
+    return all(item in rest for item in part)
+
+
+def test_cr3_loads_are_exactly_the_guest_s(walked: Any) -> None:
+    expected, recorded, _ = walked
+    assert [e.addr for e in recorded if e.kind == Kind.CR3] == [number(e["value"]) for e in expected if e["ev"] == "cr3"]
+
+
+def test_invlpgs_are_exactly_the_guest_s(walked: Any) -> None:
+    expected, recorded, _ = walked
+    assert [e.addr for e in recorded if e.kind == Kind.INVLPG] == [number(e["va"]) for e in expected if e["ev"] == "invlpg"]
+
+
+def test_no_store_is_invented(walked: Any) -> None:
+    expected, recorded, _ = walked
+    theirs = [(number(e["gpa"]), e["size"], number(e["value"])) for e in expected if e["ev"] == "write"]
+    ours = [(e.addr, e.flags & WRITE_SIZE, e.value) for e in recorded if e.kind == Kind.WRITE]
+    assert ours
+    assert is_subsequence(ours, theirs)
+
+
+def accesses(expected: list[Any], faulted: bool) -> list[tuple[int, ...]]:
+    return [
+        (number(e["va"]), *(number(e.get(key, 0)) for key in ("write", "user", "fetch")))
+        for e in expected
+        if e["ev"] == "access" and (not faulted or e.get("fault"))
+    ]
+
+
+def recorded_accesses(recorded: list[Event], faulted: bool) -> list[tuple[int, ...]]:
+    bits = (ACCESS_WRITE, ACCESS_USER, ACCESS_FETCH)
+    found = [e for e in recorded if e.kind == Kind.ACCESS and (not faulted or e.flags & ACCESS_FAULT)]
+    return [(e.addr, *(int(bool(e.flags & bit)) for bit in bits)) for e in found]
+
+
+def test_page_faults_are_exactly_the_guest_s(walked: Any) -> None:
+    expected, recorded, _ = walked
+    assert recorded_accesses(recorded, True) == accesses(expected, True)
+
+
+def test_mode_changes_are_the_guest_s(walked: Any) -> None:
+    """A register written with the value it has is no change."""
+    expected, recorded, _ = walked
+    theirs = [tuple(number(e[key]) for key in ("cr0", "cr4", "efer")) for e in expected if e["ev"] == "regs"]
+    changes = [after for before, after in zip([None, *theirs], theirs, strict=False) if before != after]
+    assert [e.extra for e in recorded if e.kind == Kind.REGS] == changes
+
+
+def test_the_tables_are_rebuilt(walked: Any) -> None:
+    _, _, outcome = walked
+    assert outcome.lost == 0
+    assert outcome.verdict.details == []
+    assert (outcome.verdict.missing, outcome.verdict.different) == (0, 0)
+    assert outcome.verdict.entries > 500

@@ -1,0 +1,119 @@
+"""The plugin's stream: parsing, gaps, damage; building the plugin."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from db.errors import ShadowtraceError
+from db.event import Kind, unpack_words
+from tracer import plugin
+from tracer.plugin import NO_WORD, REC_EFER, REC_PDPTES, REC_WORDS, RECORD, Batch, StreamParser
+
+
+def stream(*records: tuple[int, int, int, int, int, int]) -> bytes:
+    return np.array(list(records), RECORD).tobytes()
+
+
+#: A mode change, a cr3 load with PDPTEs, a page with three words, a store, a touch: vCPU 0's events 0..4.
+WHOLE = stream(
+    (Kind.REGS, 0, 0, 0, 0x80000011, 0x20),
+    (REC_EFER, 0, 0, 0, 0xD01, 0),
+    (Kind.PAGE, 0, 0, 1, 0x2000, 2),
+    (REC_WORDS, 0, 3, 7, 0x67, 1 << 63),
+    (REC_WORDS, 0, 511, NO_WORD, 0x99, 0),
+    (Kind.CR3, 0, 1, 2, 0x1000, 0),
+    (REC_PDPTES, 0, 0, 0, 1, 2),
+    (REC_PDPTES, 0, 0, 0, 3, 4),
+    (Kind.WRITE, 0, 8, 3, 0x2008, (1 << 64) - 1),
+    (Kind.ACCESS, 0, 3, 4, 0xFFFFFFFF81000000, 0),
+)
+
+
+def joined(batches: list[Batch]) -> Batch:
+    return Batch(
+        *([item for batch in batches for item in getattr(batch, name)] for name in ("rows", "registers", "pdptes", "contents", "gaps"))
+    )
+
+
+def test_records_become_rows() -> None:
+    batch = StreamParser().feed(WHOLE)
+    assert batch.rows == [
+        (1, Kind.REGS, 0, 0, 0, 0),
+        (2, Kind.PAGE, 0, 0, 0x2000, 0),
+        (3, Kind.CR3, 0, 1, 0x1000, 0),
+        (4, Kind.WRITE, 0, 8, 0x2008, -1),
+        (5, Kind.ACCESS, 0, 3, -0x7F000000, 0),
+    ]
+    assert batch.registers == [(1, 0x80000011, 0x20, 0xD01)]
+    assert batch.pdptes == [(3, 1, 2, 3, 4)]
+    assert [(seq, unpack_words(words)) for seq, words in batch.contents] == [(2, [(3, 0x67), (7, 1 << 63), (511, 0x99)])]
+    assert batch.gaps == []
+
+
+@given(st.lists(st.integers(0, len(WHOLE)), max_size=6))
+def test_wherever_the_stream_is_cut_the_same_comes_out(cuts: list[int]) -> None:
+    parser = StreamParser()
+    edges = [0, *sorted(cuts), len(WHOLE)]
+    batch = joined([parser.feed(WHOLE[a:b]) for a, b in zip(edges, edges[1:], strict=False)])
+    assert batch == StreamParser().feed(WHOLE)
+    assert parser.left_over == 0
+
+
+def test_a_gap_is_counted_for_its_vcpu() -> None:
+    batch = StreamParser().feed(
+        stream((Kind.INVLPG, 0, 0, 0, 0, 0), (Kind.INVLPG, 1, 0, 2, 0, 0), (Kind.INVLPG, 0, 0, 1, 0, 0), (Kind.INVLPG, 0, 0, 9, 0, 0))
+    )
+    assert sorted(batch.gaps) == [(0, 3, 7), (1, 1, 2)]
+
+
+def test_an_event_that_never_became_whole_is_left_over() -> None:
+    parser = StreamParser()
+    assert len(parser.feed(WHOLE[: 4 * 24]).rows) == 1
+    assert parser.left_over == 2 * 24
+
+
+def test_a_record_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(ShadowtraceError, match="no sense"):
+        StreamParser().feed(stream((7, 0, 0, 0, 0, 0), (Kind.INVLPG, 0, 0, 0, 0, 0)))
+
+
+@given(st.binary(max_size=24 * 12))
+@settings(max_examples=300)
+def test_no_bytes_make_it_do_anything_but_refuse(data: bytes) -> None:
+    try:
+        StreamParser().feed(data)
+    except ShadowtraceError:
+        pass
+
+
+def test_random_damage_is_refused_or_read() -> None:
+    chance = random.Random(1)
+    for _ in range(500):
+        damaged = bytearray(WHOLE)
+        damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        try:
+            StreamParser().feed(bytes(damaged))
+        except ShadowtraceError:
+            continue
+
+
+def test_the_plugin_is_built_once(tmp_path: Path) -> None:
+    first = plugin.build(tmp_path)
+    stamp = first.stat().st_mtime_ns
+    assert plugin.build(tmp_path) == first
+    assert first.stat().st_mtime_ns == stamp
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+
+def test_without_a_compiler_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ShadowtraceError, match="no C compiler") as error:
+        plugin.build(tmp_path)
+    assert "apt-get install gcc" in error.value.hint
