@@ -102,6 +102,10 @@ class Session:
     def _process(self) -> Any:
         return self._controller.gdb_process
 
+    def detach(self) -> None:
+        """Let go of the guest, which runs on without any breakpoint."""
+        self.command("-target-detach")
+
     # -- talking ---------------------------------------------------------------------------------------------------
 
     def command(self, text: str) -> dict[str, Any]:

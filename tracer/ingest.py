@@ -22,7 +22,8 @@ _CONSOLE_LINES = 100_000
 
 
 class Ingest(threading.Thread):
-    """Reads until the stream ends. ``failure`` is what stopped it early; ``consumed`` the events committed so far.
+    """Reads until the stream ends. ``failure`` is what stopped it early; ``consumed`` the events committed so far;
+    ``stream_ended`` is true once the stream's last event is among them.
 
     The thread is the only one that touches the trace file while it runs; rows for other tables come through ``add``. A batch is
     committed at least every fifth of a second of arrivals, so a kill loses no more than that.
@@ -32,6 +33,7 @@ class Ingest(threading.Thread):
         super().__init__(name="ingest", daemon=True)
         self.consumed = 0
         self.last_line = ""
+        self.stream_ended = False
         self.failure: Exception | None = None
         self._writer = writer
         self._stream, self._console = stream.fileno(), console.fileno()
@@ -78,6 +80,7 @@ class Ingest(threading.Thread):
             if held and due:
                 self._commit(self._parser.feed(b"".join(held)))
                 held, held_bytes, since = [], 0, time.monotonic()
+                self.stream_ended = self._stream not in sources
             if self._console in ready:
                 data = os.read(self._console, _CHUNK)
                 if not data:

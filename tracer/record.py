@@ -77,22 +77,23 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
     kernel = _kernel(arguments)
     known = symbols.load(kernel) if kernel is not None else None
     check_symbols(known, [*request.marks, *([request.until] if request.until else [])])
+    columns = {
+        "source": "record",
+        **described,
+        "kernel_sha256": symbols.sha256(kernel) if kernel is not None else None,
+        "qemu_version": qemu.qemu_version(program),
+        "gdb_version": gdb.gdb_version(gdb.find_gdb()),
+        "engine": "plugin",
+        "cpu_model": qemu.cpu_model(arguments),
+        "ram_bytes": qemu.ram_bytes(arguments),
+        "vcpus": qemu.vcpus(arguments),
+        "touch_entries": request.capture.touch_entries,
+        "linger": request.capture.linger,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": request.version,
+    }
     with TraceWriter(request.output, request.force) as writer:
-        writer.describe(
-            source="record",
-            **described,
-            kernel_sha256=symbols.sha256(kernel) if kernel is not None else None,
-            qemu_version=qemu.qemu_version(program),
-            gdb_version=gdb.gdb_version(gdb.find_gdb()),
-            engine="plugin",
-            cpu_model=qemu.cpu_model(arguments),
-            ram_bytes=qemu.ram_bytes(arguments),
-            vcpus=qemu.vcpus(arguments),
-            touch_entries=request.capture.touch_entries,
-            linger=request.capture.linger,
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-            version=request.version,
-        )
+        writer.describe(**columns)
         try:
             with Machine(program, arguments, request.capture, object_path) as machine:
                 writer.describe(qemu_argv=json.dumps(machine.argv), plugin_api=machine.control().api)
@@ -161,15 +162,22 @@ class _Recording:
 
     def run(self, progress: Callable[[Status], None] | None) -> Outcome:
         self.ingest.start()
+        ended, detail = "crash", "shadowtrace itself failed"
         with self.interrupt.noted():
             try:
                 ended, detail = self._drive(progress)
                 verdict = self._settle()
-            finally:
-                if self.machine.alive():
-                    self.machine.quit()
-                self.ingest.finish()
+            except BaseException:
+                self._finish()
+                self._seal(ended, detail, None)
+                raise
+            self._finish()
         return self._seal(ended, detail, verdict)
+
+    def _finish(self) -> None:
+        if self.machine.alive():
+            self.machine.quit()
+        self.ingest.finish()
 
     def _drive(self, progress: Callable[[Status], None] | None) -> tuple[str, str]:
         try:
@@ -196,10 +204,16 @@ class _Recording:
                 if not self.machine.alive():
                     return self._qemu_ended()
                 self.gdb_lost = f"; gdb was lost after {self.machine.control().events} events ({error}): no marks and names from there on"
+        self._remove_breakpoints()
         return self._drive_without_gdb(progress)
 
+    def _remove_breakpoints(self) -> None:
+        """A gdb that dies leaves its breakpoints in QEMU: have another one come, which clears them, and go."""
+        with contextlib.suppress(gdb.GdbGoneError, ShadowtraceError), gdb.Session(self.machine.gdb_socket) as session:
+            session.detach()
+
     def _drive_without_gdb(self, progress: Callable[[Status], None] | None) -> tuple[str, str]:
-        """Gdb is gone: its breakpoints may still be in QEMU, so let the guest go on wherever it stops."""
+        """Watch over the guest by QMP alone, and let it go on should something stop it."""
         while True:
             time.sleep(_POLL_SECONDS)
             if (end := self._end_by_us(progress)) is not None:
@@ -254,7 +268,7 @@ class _Recording:
     def _settle(self) -> Verdict | None:
         """With the guest stopped: wait for its events to be in the file, then hold them against its memory."""
         deadline = time.monotonic() + _DRAIN_SECONDS
-        while self.ingest.is_alive() and self.ingest.consumed < self._arriving() and time.monotonic() < deadline:
+        while self._more_to_come() and time.monotonic() < deadline:
             time.sleep(0.01)
         if self.ingest.failure is not None or self.ingest.consumed == 0:
             return None
@@ -276,9 +290,9 @@ class _Recording:
             self.ingest.add("end_table", **table._asdict(), words=words)
         return verdict
 
-    def _arriving(self) -> int:
+    def _more_to_come(self) -> bool:
         control = self.machine.control()
-        return control.events - control.dropped
+        return self.ingest.is_alive() and not self.ingest.stream_ended and self.ingest.consumed < control.events - control.dropped
 
     def _seal(self, ended: str, detail: str, verdict: Verdict | None) -> Outcome:
         control = self.machine.control()

@@ -13,7 +13,9 @@ Step = tuple[Any, ...]
 
 FRAMES = st.integers(0, 12)
 #: Few addresses, in several quadrants and at several indices of each level.
-ADDRESSES = st.builds(lambda top, table, page: top << 30 | table << 21 | page << 12, st.integers(0, 5), st.integers(0, 3), st.integers(0, 3))
+ADDRESSES = st.builds(
+    lambda top, table, page: top << 30 | table << 21 | page << 12, st.integers(0, 5), st.integers(0, 3), st.integers(0, 3)
+)
 FLAGS = st.sampled_from([0x7, 0x67, 0x27, 0x3, 0x63, 0x5, 0x1, 0xE7, 0x87, 0x0, 0x67 | 1 << 63])
 ENTRIES = st.builds(lambda frame, flags: frame << 12 | flags, st.one_of(FRAMES, st.just(0x80), st.just(1 << 28)), FLAGS)
 VCPU = st.integers(0, 1)

@@ -37,8 +37,8 @@ def replay_and_compare(cli: Cli, events: Path, expected: Path, state: Path | Non
     assert done.returncode == 0, done.stderr
     assert missing_or_different(json.loads(expected.read_text()), json.loads(done.stdout)) == []
     if state is not None:
-        lines = gzip.open(state, "rt").read() if state.suffix == ".gz" else state.read_text()
-        assert (folder / "state").read_text() == lines
+        lines = gzip.decompress(state.read_bytes()) if state.suffix == ".gz" else state.read_bytes()
+        assert (folder / "state").read_bytes() == lines
 
 
 @pytest.mark.parametrize("model", MODELS)

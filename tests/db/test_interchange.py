@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -20,7 +21,9 @@ from db.trace import TraceReader
 U64 = st.integers(0, (1 << 64) - 1)
 GPA = st.integers(0, (1 << 51) - 1)
 EVENTS = st.one_of(
-    st.builds(lambda a, b, c, v: Event(Kind.REGS, v, extra=(a, b, c)), st.none() | U64, st.none() | U64, st.none() | U64, st.integers(0, 63)),
+    st.builds(
+        lambda a, b, c, v: Event(Kind.REGS, v, extra=(a, b, c)), st.none() | U64, st.none() | U64, st.none() | U64, st.integers(0, 63)
+    ),
     st.builds(lambda a: Event(Kind.CR3, addr=a), U64),
     st.builds(lambda a, p: Event(Kind.CR3, addr=a, extra=p), U64, st.tuples(U64, U64, U64, U64)),
     st.builds(lambda g, s, v: Event(Kind.WRITE, flags=s, addr=g, value=v), GPA, st.integers(1, 8), U64),
@@ -71,10 +74,8 @@ def test_a_wrong_line_is_named(line: str, reason: str) -> None:
 @given(st.text(max_size=60))
 @settings(max_examples=300)
 def test_no_text_makes_it_do_anything_but_refuse(text: str) -> None:
-    try:
+    with contextlib.suppress(UsageError):
         list(parse(io.StringIO(text), "t"))
-    except UsageError:
-        pass
 
 
 def test_gzipped_files_are_read_and_broken_ones_refused(tmp_path: Path) -> None:

@@ -62,9 +62,7 @@ def test_page_faults_are_the_ones_qemu_logs(boot: Boot) -> None:
     theirs = [(int(va, 16), int(error, 16) & 0b10110) for error, va in re.findall(pattern, boot.log.read_text(errors="replace"))]
     with TraceReader(boot.trace) as trace:
         faults = [event for event in trace.events((Kind.ACCESS,)) if event.flags & ACCESS_FAULT]
-    ours = [
-        (e.addr, 2 * bool(e.flags & ACCESS_WRITE) | 4 * bool(e.flags & ACCESS_USER) | 16 * bool(e.flags & 4)) for e in faults
-    ]
+    ours = [(e.addr, 2 * bool(e.flags & ACCESS_WRITE) | 4 * bool(e.flags & ACCESS_USER) | 16 * bool(e.flags & 4)) for e in faults]
     assert len(theirs) > 1000
     assert ours == theirs
 

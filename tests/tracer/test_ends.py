@@ -113,7 +113,9 @@ def descendants(pid: int) -> dict[str, int]:
 def test_killing_a_part_loses_nothing_that_was_committed(victim: str, tmp_path: Path, cli: Cli) -> None:
     program = Path(sys.executable).with_name("shadowtrace")
     trace = tmp_path / "t.db"
-    with subprocess.Popen([program, "record", "cloud-amd64", "-o", str(trace)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [program, "record", "cloud-amd64", "-o", str(trace)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         wait_for_events(trace, 100_000)
         children = descendants(process.pid)
         os.kill(process.pid if victim == "shadowtrace" else children[victim], signal.SIGKILL)

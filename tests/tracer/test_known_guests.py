@@ -35,7 +35,9 @@ def number(value: Any) -> int:
 
 
 @pytest.fixture(scope="module", params=GUESTS)
-def walked(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Event], Outcome]:
+def walked(
+    request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[Any], list[Event], Outcome]:
     """What a guest does, what was recorded of it, how that ended."""
     trace = tmp_path_factory.mktemp("walk") / "walk.db"
     outcome = record(Request(trace, arguments=arguments(shared / "guests", request.param), version="test"))

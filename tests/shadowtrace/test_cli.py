@@ -1,0 +1,176 @@
+"""The command line: what people type, wrong things above all."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analyzer.model import MODELS
+from shadowtrace.__main__ import VERBS
+from tests.conftest import Boot, Cli
+
+EVENTS = """\
+{"ev":"page","gpa":"0x1000","words":{"0":"0x2067"}}
+{"ev":"page","gpa":"0x2000","words":{"3":"0x9067"}}
+{"ev":"regs","cr4":"0x20","efer":"0x100"}
+{"ev":"cr3","value":"0x1000"}
+{"ev":"regs","cr0":"0x80010011"}
+{"ev":"access","va":"0x3000","write":0,"user":0,"fetch":0}
+"""
+
+
+@pytest.fixture
+def trace(tmp_path: Path, cli: Cli) -> Path:
+    (tmp_path / "e.jsonl").write_text(EVENTS)
+    done = cli("import", tmp_path / "e.jsonl", "-o", tmp_path / "t.db")
+    assert done.returncode == 0, done.stderr
+    assert "6 events" in done.stdout
+    return tmp_path / "t.db"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(cli: Cli, verb: str) -> None:
+    done = cli(verb, "--help")
+    assert done.returncode == 0
+    assert "Example:" in done.stdout
+    assert f"shadowtrace {verb}" in done.stdout
+
+
+def test_export_writes_what_was_imported(cli: Cli, trace: Path) -> None:
+    done = cli("export", trace, "--format", "jsonl")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [json.loads(line) for line in EVENTS.splitlines()]
+
+
+def test_report_replays_by_itself_and_keeps_the_run(cli: Cli, trace: Path) -> None:
+    first = cli("report", trace)
+    assert first.returncode == 0, first.stderr
+    assert "1 cr3 loads  ->  9 lookups" in first.stdout
+    size = trace.stat().st_mtime_ns
+    again = cli("report", trace)
+    assert again.stdout == first.stdout
+    assert trace.stat().st_mtime_ns == size
+
+
+def test_report_of_a_file_that_cannot_be_written(cli: Cli, trace: Path) -> None:
+    trace.chmod(stat.S_IRUSR)
+    trace.parent.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        assert cli("report", trace).returncode == 0
+    finally:
+        trace.parent.chmod(stat.S_IRWXU)
+
+
+def test_json_report_holds_what_the_table_shows(cli: Cli, trace: Path) -> None:
+    report = json.loads(cli("report", trace, "--format", "json").stdout)
+    assert report["trace"]["events"] == 6
+    assert report["run"]["model"] == "kvm-2.6.20"
+    assert report["facts"]["get_page"]["lookups"] == 9
+    assert report["facts"]["roles"]
+
+
+def test_all_models_are_listed_and_run(cli: Cli, trace: Path) -> None:
+    listed = cli("models").stdout
+    for model in MODELS:
+        assert model in listed
+        done = cli("replay", trace, "--model", model, "--audit", "1", "--format", "json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["events"]["total"] == 6
+
+
+WRONG = {
+    "unknown guest": (["record", "beos", "-o", "x.db"], "there is no guest called 'beos'", "cloud-amd64"),
+    "nothing to record": (["record", "-o", "x.db"], "say what to record", "record GUEST"),
+    "trace exists": (["record", "cloud-amd64", "-o", "t.db"], "exists already", "--force"),
+    "no folder": (["record", "cloud-amd64", "-o", "a/b.db"], "no folder", "make it"),
+    "output is a folder": (["record", "cloud-amd64", "-o", "."], "is a folder", "-o FILE"),
+    "no such trace": (["report", "absent.db"], "there is no file absent.db", "record one"),
+    "not a trace": (["report", "e.jsonl"], "is not a trace", "shadowtrace import"),
+    "no such model": (["replay", "t.db", "--model", "xen"], "no model called 'xen'", "kvm-2.6.20"),
+    "too few pages": (["replay", "t.db", "--pages", "8"], "8 shadow pages are too few", "--help"),
+    "not a power of two": (["replay", "t.db", "--hash", "hash_64", "--buckets", "100"], "power of two", "--help"),
+    "no such events": (["import", "absent.jsonl", "-o", "x.db"], "there is no file absent.jsonl", "shadowtrace import"),
+    "events that are none": (["import", "t.db", "-o", "x.db"], "t.db", "JSON Lines"),
+    "an argument of ours": (["record", "-o", "x.db", "--", "-m", "16M", "-S"], "-S cannot be given", "leave it out"),
+    "KVM": (["record", "-o", "x.db", "--", "-accel", "kvm"], "only an emulated guest", "tcg"),
+    "too much RAM": (["record", "-o", "x.db", "--", "-m", "8G"], "up to 2 GiB", "-m 2G"),
+    "no such symbol": (["record", "cloud-amd64", "--until", "no_such_function", "-o", "x.db"], "no symbol 'no_such_function'", "kallsyms"),
+    "no kernel": (["record", "-o", "x.db", "--", "-kernel", "absent"], "no kernel image absent", "takes a file"),
+    "bad touch": (["record", "cloud-amd64", "-o", "x.db", "--touch", "100"], "no power of two", "1024"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_gets_a_sentence_a_hint_and_exit_code_2(cli: Cli, trace: Path, case: str) -> None:
+    arguments, sentence, hint = WRONG[case]
+    before = trace.read_bytes()
+    done = cli(*arguments, cwd=trace.parent)
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert "hint: " in done.stderr
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert trace.read_bytes() == before
+    assert not (trace.parent / "x.db").exists()
+
+
+def test_unknown_verbs_and_options_are_usage_errors(cli: Cli) -> None:
+    assert cli("dance").returncode == 2
+    assert cli("report", "--dance").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "fix"), [("qemu-system-x86_64", "qemu-system-x86"), ("gdb", "apt-get install gdb"), ("cc", "apt-get install gcc")]
+)
+def test_a_missing_program_is_named_with_the_command_that_brings_it(missing: str, fix: str, cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("qemu-system-x86_64", "gdb", "cc", "setsid", "apt-get", "apt-cache", "dpkg-deb", "as", "ld"):
+        if name != missing:
+            os.symlink(f"/usr/bin/{name}", folder / name)
+    environment = {"PATH": str(folder), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = cli("record", "-o", tmp_path / "x.db", "--for", "1", "--", "-m", "16M", **environment)
+    assert done.returncode == 1, done.stderr
+    assert fix in done.stderr
+    doctor = cli("doctor", **environment)
+    assert doctor.returncode == 1
+    assert f"fix: apt-get install {fix.removeprefix('apt-get install ')}" in doctor.stdout
+    assert "Traceback" not in doctor.stderr
+
+
+def test_doctor_is_content_here(cli: Cli) -> None:
+    done = cli("doctor")
+    assert done.returncode == 0, done.stdout
+    assert "missing" not in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_error(boot: Boot) -> None:
+    program = Path(sys.executable).with_name("shadowtrace")
+    done = subprocess.run(f"{program} export {boot.trace} | head -1", shell=True, capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout)["ev"]
+    assert done.stderr == ""
+
+
+@pytest.mark.boot
+def test_the_report_of_a_real_boot(cli: Cli, boot: Boot) -> None:
+    done = cli("report", boot.trace)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("cloud-amd64 · Debian 6.1 cloud kernel for amd64 · ")
+    assert ", 0 lost; poweroff" in lines[1]
+    assert "0 missing, 0 differ" in lines[2]
+    assert all(len(line) <= 200 for line in lines)
+
+
+def test_names_from_a_trace_are_shown_escaped(cli: Cli, tmp_path: Path) -> None:
+    events = tmp_path / "bad\x1b[31mname.jsonl"
+    events.write_text(EVENTS)
+    assert cli("import", events, "-o", tmp_path / "t.db").returncode == 0
+    shown = cli("report", tmp_path / "t.db").stdout
+    assert "\x1b" not in shown
+    assert "bad\\x1b[31mname" in shown

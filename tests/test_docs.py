@@ -1,0 +1,122 @@
+"""The documentation says what the code does, and its commands run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from analyzer.counters import SECTIONS
+from analyzer.facts import facts
+from analyzer.mmu import Mmu
+from analyzer.model import parameters
+from tests.conftest import Boot, Cli
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+_spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+assert _spec is not None
+assert _spec.loader is not None
+generate = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(generate)
+
+
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_generated_pages_are_what_the_code_gives(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == generate.PAGES[name](), "run make docs"
+
+
+def test_every_fact_of_a_replay_is_defined() -> None:
+    text = (ROOT / "docs" / "counters.md").read_text()
+    for name, value in facts(Mmu(parameters("kvm-2.6.20"))).items():
+        if not isinstance(value, dict):
+            assert f"`{name}`" in text
+            continue
+        for key in value:
+            assert f"`{name}.{key}`" in text
+    assert all(f"`{section}." in text for section in SECTIONS)
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) for every line of a console block that starts with ``$ shadowtrace``."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
+            found += [(page.name, line[2:]) for line in block.splitlines() if line.startswith("$ shadowtrace")]
+    return found
+
+
+def test_there_are_commands_to_run() -> None:
+    assert len(commands()) >= 10
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_the_docs_commands_run(page: str, command: str, boot: Boot, cli: Cli, tmp_path: Path) -> None:
+    """In a folder with a recorded boot, ``boot.db``, and its events, ``events.jsonl``."""
+    (tmp_path / "boot.db").symlink_to(boot.trace)
+    (tmp_path / "events.jsonl").write_text('{"ev":"cr3","value":"0x1000"}\n')
+    words = shlex.split(command)[1:]
+    if "-o" in words and words[words.index("-o") + 1] == "boot.db":
+        words[words.index("-o") + 1] = "new.db"
+    done = cli(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_s_commands_are_makefile_targets() -> None:
+    readme = (ROOT / "README.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", readme, re.MULTILINE)
+    assert targets[:2] == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_contributing_names_every_file_of_the_repository() -> None:
+    listed = (ROOT / "CONTRIBUTING.md").read_text()
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in tracked.stdout.split():
+        folder = str(Path(name).parent)
+        assert f"`{name}`" in listed or f"`{folder}/`" in listed or Path(name).name == "__init__.py", name
+
+
+def test_no_path_of_a_machine_is_in_the_repository() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in tracked.stdout.split():
+        path = ROOT / name
+        if path.suffix not in (".gz", ".db"):
+            assert not re.search(r"/(home|root|wor[k])/", path.read_text(errors="replace")), name
+
+
+def test_wheel_carries_the_scripts(tmp_path: Path) -> None:
+    """The built wheel, installed elsewhere, finds its plugin source and its guests."""
+    import sys
+
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, ROOT], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel],
+        check=True,
+        capture_output=True,
+    )
+    code = "import json; from tracer import guest, plugin; print(json.dumps([guest.names(), str(plugin.build())]))"
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    names, plugin_object = json.loads(done.stdout)
+    assert "cloud-amd64" in names
+    assert Path(plugin_object).is_file()
