@@ -15,11 +15,12 @@ from db.errors import ShadowtraceError
 from tracer import resources
 from tracer.symbols import sha256
 
-_SOURCES = """\
-deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main
-deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-updates main
-deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian-security bookworm-security main
-"""
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_RELEASE = "http://deb.debian.org/debian bookworm main"
+_UPDATES = (
+    "http://deb.debian.org/debian bookworm-updates main",
+    "http://deb.debian.org/debian-security bookworm-security main",
+)
 
 #: What init does: processes one after the other, each a fork and an exec; then the machine goes off.
 _INIT = """\
@@ -93,7 +94,6 @@ class _Apt:
         for path in ("state/lists/partial", "cache/archives/partial", "debs"):
             (folder / path).mkdir(parents=True)
         (folder / "status").touch()
-        (folder / "sources.list").write_text(_SOURCES)
         settings = {
             "Dir::State": folder / "state",
             "Dir::State::status": folder / "status",
@@ -107,6 +107,15 @@ class _Apt:
         }
         lines = [f'{key} "{value}";' for key, value in settings.items()]
         (folder / "apt.conf").write_text("\n".join([*lines, f'APT::Architectures {{ "{arch}"; }};', ""]))
+        try:
+            self._update(_RELEASE, *_UPDATES)
+        except ShadowtraceError:
+            # A mirror may be in the middle of taking up an update: the release itself will do.
+            self._update(_RELEASE)
+
+    def _update(self, *sources: str) -> None:
+        lines = [f"deb [signed-by={_KEYRING}] {source}\n" for source in sources]
+        (self._folder / "sources.list").write_text("".join(lines))
         self._run("apt-get", "update", "-qq")
 
     def _run(self, *command: str) -> str:
