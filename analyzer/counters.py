@@ -83,7 +83,7 @@ class Counters:
     contents_on_shadowed: int = _counter("page contents that arrived for a frame the model still shadows: taken as memory only")
     contents_changed: int = _counter("of these, contents that differ from what the model held")
 
-    roots_reused: int = _counter("cr3 loads answered from kept roots, without a look-up (keep_roots)")
+    roots_reused: int = _counter("root loads answered from kept roots, without a look-up (keep_roots)")
 
     corner_roots_without_free_page: int = _counter(
         "a mode change needed a root with the free list empty (2.6.20: host oops); evicted first"

@@ -381,10 +381,11 @@ class Mmu:
         """``mmu_free_roots``: roots are unpinned, and nothing else happens to them."""
         if context.roots is None:
             return
-        context.kept_roots.insert(0, context.roots)
+        if self.parameters.keep_roots:
+            context.kept_roots.insert(0, context.roots)
+        else:
+            self._unpin(context.roots)
         context.roots = None
-        while len(context.kept_roots) > self.parameters.keep_roots:
-            self._unpin(context.kept_roots.pop())
         if not self.parameters.caching:
             self.cache.drop_pages(context.vcpu)
 
@@ -404,12 +405,14 @@ class Mmu:
             context.root_level = PT32E_ROOT_LEVEL if context.cr4 & CR4_PAE else 2
         wanted = self._wanted_roots(context)
         key = (context.root_level, *(-1 if gfn is None else gfn for gfn in wanted))
-        for kept in context.kept_roots:
-            if kept.key == key:
-                context.kept_roots.remove(kept)
-                context.roots = kept
-                self.counters.roots_reused += 1
-                return
+        reused = next((kept for kept in context.kept_roots if kept.key == key), None)
+        if reused is not None:
+            context.kept_roots.remove(reused)
+            context.roots = reused
+            self.counters.roots_reused += 1
+            return
+        if len(context.kept_roots) > self.parameters.keep_roots:
+            self._unpin(context.kept_roots.pop())
         context.roots = Roots(key, [])
         for i, gfn in enumerate(wanted):
             page = None if gfn is None else self._root_page(context, gfn, i)

@@ -13,8 +13,8 @@ from analyzer.audit import audit
 from analyzer.facts import Facts, facts
 from analyzer.mmu import Mmu
 from analyzer.model import Parameters
-from db.errors import UsageError
-from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Kind
+from db.errors import TraceError, UsageError
+from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
 from db.trace import TraceReader, store_run
 
 #: Replayed events between two calls of a progress function.
@@ -48,23 +48,13 @@ def replay(
         mmu = Mmu(parameters, vcpus)
     except ValueError as error:
         raise UsageError(str(error), "shadowtrace replay --help lists the parameters") from error
-    access, write, cr3 = mmu.access, mmu.write, mmu.cr3
     for number, event in enumerate(trace.events(), 1):
-        kind, vcpu, flags, addr, value, extra = event
-        if vcpu >= vcpus:
-            raise UsageError(f"event {number} is of vCPU {vcpu}, but the trace says it has {vcpus}", "the trace is damaged")
-        if kind == Kind.ACCESS:
-            access(vcpu, addr, bool(flags & ACCESS_WRITE), bool(flags & ACCESS_USER), bool(flags & ACCESS_FETCH))
-        elif kind == Kind.WRITE:
-            write(vcpu, addr, flags & WRITE_SIZE, value)
-        elif kind == Kind.CR3:
-            cr3(vcpu, addr, extra)  # type: ignore[arg-type]
-        elif kind == Kind.INVLPG:
-            mmu.invlpg(vcpu, addr)
-        elif kind == Kind.PAGE:
-            mmu.page(addr >> 12, trace.words(event))
-        else:
-            mmu.regs(vcpu, *extra)  # type: ignore[misc]
+        if event.vcpu >= vcpus:
+            raise UsageError(f"event {number} is of vCPU {event.vcpu}, but the trace says it has {vcpus}", "the trace is damaged")
+        try:
+            feed(mmu, event)
+        except ValueError as error:
+            raise TraceError(f"{trace.path} is damaged: event {number}: {error}", "record it again") from error
         if progress is not None and number % PROGRESS_EVENTS == 0:
             progress(number)
         if audit_every and number % audit_every == 0:
@@ -72,6 +62,23 @@ def replay(
     if audit_every:
         audit(mmu)
     return mmu
+
+
+def feed(mmu: Mmu, event: Event) -> None:
+    """Give one event of a trace to a model. ``ValueError`` where a page's content is damaged."""
+    kind, vcpu, flags, addr, value, extra = event
+    if kind == Kind.ACCESS:
+        mmu.access(vcpu, addr, bool(flags & ACCESS_WRITE), bool(flags & ACCESS_USER), bool(flags & ACCESS_FETCH))
+    elif kind == Kind.WRITE:
+        mmu.write(vcpu, addr, flags & WRITE_SIZE, value)
+    elif kind == Kind.CR3:
+        mmu.cr3(vcpu, addr, extra)  # type: ignore[arg-type]
+    elif kind == Kind.INVLPG:
+        mmu.invlpg(vcpu, addr)
+    elif kind == Kind.PAGE:
+        mmu.page(addr >> 12, unpack_words(extra))  # type: ignore[arg-type]
+    else:
+        mmu.regs(vcpu, *extra)  # type: ignore[misc]
 
 
 def run(

@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from db import models
 from db.errors import StorageError, TraceError, UsageError
-from db.event import CR3_HAS_PDPTES, Event, Kind, signed, unpack_words, unsigned
+from db.event import CR3_HAS_PDPTES, Event, Kind, signed, unsigned
 from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
 
 _INSERT_EVENT = "INSERT INTO event (seq, kind, vcpu, flags, addr, value) VALUES (?, ?, ?, ?, ?, ?)"
@@ -252,13 +252,6 @@ class TraceReader:
 
     def _side(self, table: Any) -> dict[int, tuple[int | None, ...]]:
         return {row[0]: tuple(None if number is None else unsigned(number) for number in row[1:]) for row in self.query(select(table))}
-
-    def words(self, event: Event) -> list[tuple[int, int]]:
-        """The words of a ``PAGE`` event; ``TraceError`` where its content is damaged."""
-        try:
-            return unpack_words(event.extra if isinstance(event.extra, bytes) else b"")
-        except ValueError as error:
-            raise TraceError(f"{self.path} is damaged: {error}", "shadowtrace verify names what is wrong") from error
 
 
 def store_run(path: Path, **columns: Any) -> bool:

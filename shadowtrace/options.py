@@ -26,6 +26,9 @@ _MODEL_OPTIONS = (
     click.option("--min-free", type=int, help="Free pages below which eviction starts."),
     click.option("--refill", type=int, help="Free pages at which eviction stops."),
     click.option("--keep-roots", type=int, help="Earlier roots that stay in use across cr3 loads."),
+    click.option("--quadrant-test/--no-quadrant-test", default=None, help="A store acts on its own quadrant only (2.6.24)."),
+    click.option("--flood-reset-by-faults/--no-flood-reset-by-faults", default=None, help="Faults reset the flood counter (2.6.24)."),
+    click.option("--skip-absent-pdptes/--no-skip-absent-pdptes", default=None, help="An absent PDPTE makes no root (2.6.22)."),
     click.option("--ram-pages", type=int, help="Frames from here up are devices; all is RAM by default."),
     click.option("--strict", is_flag=True, default=None, help="Refuse reserved register bits as 2.6.20 did; otherwise they are masked."),
 )

@@ -1,0 +1,71 @@
+"""Two vCPUs: one total order, tables that are right, and the use the patch was made for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from analyzer.audit import audit
+from analyzer.mmu import Mmu
+from analyzer.model import parameters
+from analyzer.replay import feed
+from db.event import Kind
+from db.trace import TraceReader
+from tracer import guest
+from tracer.record import Outcome, Request, record
+from x86.registers import Mode
+
+pytestmark = pytest.mark.boot
+
+
+@pytest.fixture(scope="module")
+def smp(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A boot of Debian's cloud kernel on two vCPUs."""
+    trace = tmp_path_factory.mktemp("smp") / "smp.db"
+    return trace, record(Request(trace, guest=guest.load("cloud-amd64"), arguments=["-smp", "2"], version="test"))
+
+
+def test_the_tables_of_both_vcpus_are_rebuilt(smp: tuple[Path, Outcome]) -> None:
+    _, outcome = smp
+    assert (outcome.ended, outcome.lost) == ("poweroff", 0)
+    verdict = outcome.verdict
+    assert verdict is not None
+    assert verdict.details == []
+    assert (verdict.missing, verdict.different, verdict.leaves_different) == (0, 0, 0)
+    assert verdict.leaves is not None
+    assert verdict.leaves > 10000
+
+
+def test_both_vcpus_are_in_the_trace(smp: tuple[Path, Outcome]) -> None:
+    with TraceReader(smp[0]) as trace:
+        assert trace.recording["vcpus"] == 2
+        events = Counter((event.vcpu, event.kind) for event in trace.events())
+    for kind in (Kind.REGS, Kind.CR3, Kind.WRITE, Kind.ACCESS):
+        assert events[0, kind] > 1
+        assert events[1, kind] > 1
+
+
+def test_the_second_vcpu_comes_up_without_paging_while_the_first_is_in_long_mode(smp: tuple[Path, Outcome]) -> None:
+    """It finds the pages that the first made before it had paging, and goes on to share those of long mode."""
+    mmu = Mmu(parameters("kvm-2.6.20"), 2)
+    first, second = mmu.contexts
+    side_by_side = hits_without_paging = shared_roots = 0
+    with TraceReader(smp[0]) as trace:
+        for number, event in enumerate(trace.events()):
+            before = sum(facts.hits for role, facts in mmu.sharing.roles.items() if role & 15 == Mode.NONE)
+            feed(mmu, event)
+            if event.vcpu == 1 and first.root_level == Mode.LONG and second.root_level == Mode.NONE:
+                live = {page.role & 15 for page in mmu.cache.active.values()}
+                side_by_side += live >= {Mode.NONE, Mode.LONG}
+                after = sum(facts.hits for role, facts in mmu.sharing.roles.items() if role & 15 == Mode.NONE)
+                hits_without_paging += after - before
+            if event.kind == Kind.CR3 and event.vcpu == 1 and first.roots and second.roots:
+                shared_roots += first.roots.pages == second.roots.pages
+            if number % 100_000 == 0:
+                audit(mmu)
+    audit(mmu)
+    assert side_by_side > 0
+    assert hits_without_paging >= 4
+    assert shared_roots > 0
