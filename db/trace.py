@@ -230,12 +230,15 @@ class TraceReader:
         """Events in the file now."""
         return int(self.query(select(func.coalesce(func.max(models.event.c.seq), 0))).scalar() or 0)
 
-    def events(self, kinds: Sequence[Kind] = tuple(Kind)) -> Iterator[Event]:
-        """The events of these kinds in order, one pass, unsigned numbers; a row of no known shape raises ``TraceError``."""
-        registers = self._side(models.mode_registers)
-        pdptes = self._side(models.pdptes)
-        contents = {row.seq: row.words for row in self.query(select(models.content))}
-        columns = select(models.event).order_by(models.event.c.seq)
+    def events(self, kinds: Sequence[Kind] = tuple(Kind), after: int = 0) -> Iterator[Event]:
+        """The events of these kinds past event ``after``, in order, one pass, unsigned numbers.
+
+        A row of no known shape raises ``TraceError``.
+        """
+        registers = self._side(models.mode_registers, after)
+        pdptes = self._side(models.pdptes, after)
+        contents = {row.seq: row.words for row in self.query(select(models.content).where(models.content.c.seq > after))}
+        columns = select(models.event).where(models.event.c.seq > after).order_by(models.event.c.seq)
         if len(kinds) < len(Kind):
             columns = columns.where(models.event.c.kind.in_([int(kind) for kind in kinds]))
         for seq, kind, vcpu, flags, addr, value in self.query(columns).yield_per(65536):
@@ -250,8 +253,9 @@ class TraceReader:
                 raise TraceError(f"{self.path} is damaged: event {seq} is incomplete", "shadowtrace verify names what is wrong")
             yield Event(kind, vcpu, flags, unsigned(addr), unsigned(value), extra)
 
-    def _side(self, table: Any) -> dict[int, tuple[int | None, ...]]:
-        return {row[0]: tuple(None if number is None else unsigned(number) for number in row[1:]) for row in self.query(select(table))}
+    def _side(self, table: Any, after: int) -> dict[int, tuple[int | None, ...]]:
+        rows = self.query(select(table).where(table.c.seq > after))
+        return {row[0]: tuple(None if number is None else unsigned(number) for number in row[1:]) for row in rows}
 
 
 def store_run(path: Path, **columns: Any) -> bool:

@@ -24,6 +24,7 @@ from tracer.record import Request, record
 @click.option("--until", metavar="SYMBOL", help="Stop when the kernel reaches this function.")
 @click.option("--for", "seconds", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Stop after so long.")
 @click.option("--mark", "marks", multiple=True, metavar="SYMBOL", help="Mark the moment the kernel first reaches this function.")
+@click.option("--check", "checks", type=click.IntRange(0, 10000), default=0, metavar="N", help="Check the tables at N random stops too.")
 @click.option("--qemu", "program", metavar="PROGRAM", help="Which qemu-system-x86_64 to run.")
 @click.option(
     "--touch",
@@ -43,6 +44,7 @@ def command(
     until: str | None,
     seconds: float | None,
     marks: tuple[str, ...],
+    checks: int,
     program: str | None,
     touch_entries: int,
     linger: int,
@@ -71,6 +73,7 @@ def command(
         until=until,
         seconds=seconds,
         marks=marks,
+        checks=checks,
         capture=Capture(touch_entries, linger, max_tables, user_stores),
         version=__version__,
     )

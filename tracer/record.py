@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import signal
 import struct
 import time
@@ -17,9 +18,10 @@ from typing import Any
 
 from db.errors import ShadowtraceError, UsageError
 from db.event import pack_words
+from db.rebuild import Rebuilt, Verdict, rebuild
 from db.trace import TraceReader, TraceWriter
 from tracer import gdb, plugin, qemu, symbols
-from tracer.check import Verdict, check_machine
+from tracer.check import check_machine
 from tracer.driver import Driver, check_symbols
 from tracer.guest import Guest
 from tracer.ingest import Ingest
@@ -27,6 +29,10 @@ from tracer.qemu import Capture, Machine
 
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 120.0
+_STOP_SECONDS = 10.0
+
+#: Checks during a boot are this far apart on the average, in seconds.
+_CHECK_SPREAD = 0.5
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Request:
     until: str | None = None
     seconds: float | None = None
     marks: Sequence[str] = ()
+    checks: int = 0
+    """Stops at random times at which the tables are checked against the guest's memory, besides the check at the end."""
     capture: Capture = field(default_factory=Capture)
     version: str = ""
 
@@ -158,6 +166,9 @@ class _Recording:
         self.ingest = Ingest(writer, machine.stream, machine.process.stdout)  # type: ignore[arg-type]
         self.interrupt = _Interrupt()
         self.gdb_lost = ""
+        self.rebuilt = Rebuilt()
+        self.checks_left = request.checks
+        self.next_check = 0.0
         self.start = time.monotonic()
 
     def run(self, progress: Callable[[Status], None] | None) -> Outcome:
@@ -194,6 +205,8 @@ class _Recording:
                     if (end := self._end_by_us(progress)) is not None:
                         return end
                     if stop is None and self.machine.alive():
+                        if self.checks_left and time.monotonic() >= self.next_check:
+                            self._check_now(session)
                         continue
                     if (end := self._end_by_guest(stop)) is not None:
                         return end
@@ -265,7 +278,7 @@ class _Recording:
             return "exit", f"QEMU ended by itself with status {status}, as the guest asked"
         return "crash", f"QEMU died with status {status}: {self.machine.stderr_tail()}"
 
-    def _settle(self) -> Verdict | None:
+    def _check(self) -> Verdict | None:
         """With the guest stopped: wait for its events to be in the file, then hold them against its memory."""
         deadline = time.monotonic() + _DRAIN_SECONDS
         while self._more_to_come() and time.monotonic() < deadline:
@@ -273,10 +286,11 @@ class _Recording:
         if self.ingest.failure is not None or self.ingest.consumed == 0:
             return None
         with TraceReader(self.request.output) as trace:
-            verdict = check_machine(trace, self.machine)
+            rebuild(trace, self.rebuilt)
+        verdict = check_machine(self.rebuilt, self.machine)
         self.ingest.add(
             "memory_check",
-            seq=self.ingest.consumed,
+            seq=self.rebuilt.seq,
             tables=verdict.tables,
             entries=verdict.entries,
             missing=verdict.missing,
@@ -285,10 +299,25 @@ class _Recording:
             leaves_different=verdict.leaves_different,
             detail="\n".join(verdict.details),
         )
-        for table, page in verdict.pages:
+        return verdict
+
+    def _settle(self) -> Verdict | None:
+        """The check at the end; the guest's own tables are kept, so that the trace can be verified later."""
+        verdict = self._check()
+        for table, page in verdict.pages if verdict is not None else ():
             words = pack_words(list(enumerate(struct.unpack("<512Q", page))))
             self.ingest.add("end_table", **table._asdict(), words=words)
         return verdict
+
+    def _check_now(self, session: gdb.Session) -> None:
+        """Stop the guest wherever it is, check, and let it run on for a while."""
+        self.machine.stop()
+        session.wait(_STOP_SECONDS)
+        if self.machine.alive() and not session.running:
+            self._check()
+            session.resume()
+        self.checks_left -= 1
+        self.next_check = time.monotonic() + random.uniform(0, 2 * _CHECK_SPREAD)  # noqa: S311 - any moment will do
 
     def _more_to_come(self) -> bool:
         control = self.machine.control()

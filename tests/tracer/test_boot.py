@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from db.event import ACCESS_FAULT, ACCESS_USER, ACCESS_WRITE, Event, Kind, unpack_words
+from db.rebuild import Rebuilt, compare, rebuild
 from db.trace import TraceReader
 from tests.conftest import Boot
-from tracer.check import Rebuilt, compare, rebuild
 from x86.registers import CR0_PG
 
 pytestmark = pytest.mark.boot
