@@ -13,9 +13,9 @@ help: ## what there is
 
 demo: setup ## boot a real Linux under QEMU, traced; replay it; print the report
 	@echo "== recording a boot of Debian's cloud kernel into demo.db (the first time fetches it and reads its symbols)"
-	$(BIN)/shadowtrace record cloud-amd64 -o demo.db --force
+	@$(BIN)/shadowtrace record cloud-amd64 -o demo.db --force
 	@echo "== replaying it through the shadow MMU of Linux 2.6.20"
-	$(BIN)/shadowtrace report demo.db
+	@$(BIN)/shadowtrace report demo.db
 
 test: setup check ## every check and every test
 	$(BIN)/python -m pytest
@@ -37,8 +37,8 @@ packages:
 
 $(VENV)/.ready: setup.cfg pyproject.toml | packages
 	@echo "== making $(VENV)"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[symbols,test]'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[symbols,test]'
 	@touch $@
 
 docs: setup ## write the parts of docs/ that are made from the code

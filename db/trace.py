@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, func, insert, select, update
+from sqlalchemy import Connection, Engine, Table, create_engine, func, insert, select, update
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -220,6 +220,10 @@ class TraceReader:
             return self._connection.execute(statement)
         except DatabaseError as error:
             raise TraceError(f"{self.path} is damaged: {error.orig}", "what can be read: sqlite3 FILE .recover") from error
+
+    def table(self, name: str) -> Table:
+        """A table, to build queries with."""
+        return models.metadata.tables[name]
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """Every row of a small table, in order of its key."""

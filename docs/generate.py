@@ -1,4 +1,4 @@
-"""Writes the parts of docs/ that are made from the code: verbs.md, counters.md, schema.md.
+"""Writes the parts of docs/ that are made from the code: verbs.md, counters.md, schema.md, checks.md.
 
 Run by ``make docs``; a test holds the files against what this would write.
 """
@@ -14,6 +14,7 @@ from sqlalchemy import Table
 from analyzer.counters import SECTIONS, definitions
 from db.models import metadata
 from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
+from db.verify import CHECKS
 from shadowtrace.__main__ import VERBS, cli
 
 FOLDER = Path(__file__).parent
@@ -121,7 +122,13 @@ def schema() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"verbs.md": verbs, "counters.md": counters, "schema.md": schema}
+def checks() -> str:
+    """docs/checks.md."""
+    rows = "\n".join(f"| `{check.name}` | {check.claim} | {check.why} |" for check in CHECKS.values())
+    return f"# Checks\n\nWhat `shadowtrace verify` looks at.\n\n| check | what it claims | why |\n| --- | --- | --- |\n{rows}\n"
+
+
+PAGES = {"verbs.md": verbs, "counters.md": counters, "schema.md": schema, "checks.md": checks}
 
 
 def main() -> None:

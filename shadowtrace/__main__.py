@@ -15,6 +15,7 @@ VERBS = {
     "record": "Record a guest's paging into a trace file.",
     "replay": "Run a trace through a shadow MMU and keep the facts in it.",
     "report": "Print what a shadow page cache would have shared.",
+    "verify": "Check a trace's invariants.",
     "import": "Make a trace file from events in JSON Lines.",
     "export": "Write a trace's events as JSON Lines.",
     "guests": "List the guests that can be recorded by name.",
@@ -72,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.hint:
             click.echo(f"  hint: {error.hint}", err=True)
         return error.exit_code
+    except KeyboardInterrupt:
+        click.echo("shadowtrace: interrupted", err=True)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has seen enough; Python would complain once more when it flushes at exit.
         sys.stdout = None

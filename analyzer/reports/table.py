@@ -172,8 +172,8 @@ def _span(quadrants: list[int]) -> str:
 
 def _causes(role: Facts) -> str:
     parts = [f"{_CAUSES[cause]} {count:,}" for cause, count in role["deaths"].items()]
-    parts += [f"{_CAUSES[cause]} {count:,} (roots in use, emptied)" for cause, count in role["emptied"].items()]
-    return ", ".join(parts)
+    emptied = sum(role["emptied"].values())
+    return ", ".join([*parts, f"{emptied:,} roots emptied"] if emptied else parts)
 
 
 def _frames(facts: Facts) -> Iterable[str]:

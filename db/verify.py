@@ -1,0 +1,225 @@
+"""The invariants of a trace, each a named check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from sqlalchemy import func, not_, select
+
+from db.errors import UsageError
+from db.event import WRITE_SIZE, Event, Kind, unpack_words
+from db.models import event as event_table
+from db.models import loss
+from db.rebuild import TABLE_KINDS, Rebuilt
+from db.trace import TraceReader
+from x86.paging import BASE64, PAGE_BYTES, PAGE_SHIFT, PRESENT, WALKER_BITS, Table, child_gfn, is_big_page, roots
+from x86.registers import CR4_PSE, Mode
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """An invariant: its name, what it says, and why it should hold."""
+
+    name: str
+    claim: str
+    why: str
+
+
+CHECKS = {
+    check.name: check
+    for check in (
+        Check(
+            "sealed", "the recording was sealed", "A trace that was not sealed ends where its recorder was killed: up to there it is whole."
+        ),
+        Check("counts", "the file has as many events as it says", "Events were lost or added after the trace was sealed."),
+        Check("order", "events are numbered from 1 without a hole", "The numbers are the one total order of what happened."),
+        Check("shape", "every event has the columns and rows of its kind", "A row of a wrong shape was not written by shadowtrace."),
+        Check("vcpus", "every event is of a vCPU that the guest has", "Replay keeps registers for each vCPU that the recording names."),
+        Check(
+            "cr3-in-ram",
+            "every cr3 load with paging on points into RAM",
+            "A root outside RAM cannot be walked; a guest that ran on did not load one.",
+        ),
+        Check(
+            "content-before-use",
+            "a page's content comes before stores to it",
+            "Without it nobody can tell what the rest of the table holds.",
+        ),
+        Check("linked", "a walk from some root can reach every recorded page", "A page becomes a table only when a walk reaches it."),
+        Check("marks", "marks and names lie within the events, in order", "They are positions in the order of events."),
+        Check("losses", "losses add up to what the recording says", "What was lost is counted, each gap with its cause."),
+        Check(
+            "end-state",
+            "the events rebuild the tables that the guest had at the end",
+            "The tables were copied from the guest's memory when it stood still.",
+        ),
+        Check("memory-checks", "no comparison with the guest's memory found a difference", "Each was made while the guest stood still."),
+    )
+}
+
+
+@dataclass
+class Finding:
+    """A check's outcome: how often it does not hold, and the first cases in words."""
+
+    check: Check
+    failures: int = 0
+    cases: list[str] = field(default_factory=list)
+
+    def fail(self, case: str, count: int = 1) -> None:
+        """Note a case where it does not hold."""
+        self.failures += count
+        if len(self.cases) < _SHOWN:
+            self.cases.append(case)
+
+
+def explain(name: str) -> Check:
+    """The check called ``name``; ``UsageError`` where there is none."""
+    if name not in CHECKS:
+        raise UsageError(f"there is no check called {name!r}", f"checks: {', '.join(CHECKS)}")
+    return CHECKS[name]
+
+
+def verify(trace: TraceReader) -> list[Finding]:
+    """Every check on a trace, in the order of ``CHECKS``."""
+    findings = {name: Finding(check) for name, check in CHECKS.items()}
+    _summary(trace, findings)
+    if not findings["shape"].failures:
+        _events(trace, findings)
+    return list(findings.values())
+
+
+def _summary(trace: TraceReader, findings: dict[str, Finding]) -> None:
+    """What can be told without walking the events."""
+    recording = trace.recording
+    if recording["ended"] is None:
+        findings["sealed"].fail("the recording did not finish")
+    count, first, last, most = trace.query(
+        select(func.count(), func.min(event_table.c.seq), func.max(event_table.c.seq), func.max(event_table.c.vcpu))
+    ).one()
+    if recording["events"] is not None and recording["events"] != count:
+        findings["counts"].fail(f"{count} events are there, {recording['events']} were sealed")
+    if count and (first, last) != (1, count):
+        findings["order"].fail(f"{count} events are numbered {first} to {last}")
+    if count and most >= recording["vcpus"]:
+        findings["vcpus"].fail(f"an event is of vCPU {most}, there are {recording['vcpus']}")
+    lost = trace.query(select(func.coalesce(func.sum(loss.c["count"]), 0))).scalar()
+    if recording["lost"] is not None and recording["lost"] != lost:
+        findings["losses"].fail(f"{lost} are in the rows, {recording['lost']} were sealed")
+    for table in ("mark", "address_space"):
+        seqs = [row["seq"] for row in trace.rows(table)]
+        if seqs != sorted(seqs) or (seqs and not 0 <= seqs[0] <= seqs[-1] <= count):
+            findings["marks"].fail(f"{table}: positions {seqs[:_SHOWN]} ... of {count} events")
+    for row in trace.rows("memory_check"):
+        wrong = row["missing"] + row["different"] + (row["leaves_different"] or 0)
+        if wrong:
+            findings["memory-checks"].fail(f"after event {row['seq']}: {row['detail'] or wrong}", wrong)
+    for case in islice(_misshapen(trace), _SHOWN):
+        findings["shape"].fail(case)
+
+
+def _misshapen(trace: TraceReader) -> Iterator[str]:
+    """Events without the row of their kind, or with columns out of range."""
+    for name, kind in (("mode_registers", Kind.REGS), ("content", Kind.PAGE)):
+        side = trace.table(name)
+        missing = (
+            select(event_table.c.seq)
+            .outerjoin(side, side.c.seq == event_table.c.seq)
+            .where(event_table.c.kind == kind, side.c.seq.is_(None))
+        )
+        for (seq,) in trace.query(missing):
+            yield f"event {seq} has no row in {name}"
+    size = event_table.c.flags.op("&")(WRITE_SIZE)
+    wrong = (
+        not_(event_table.c.kind.between(1, 6))
+        | not_(event_table.c.vcpu.between(0, 63))
+        | ((event_table.c.kind == Kind.WRITE) & (not_(size.between(1, 8)) | not_(event_table.c.addr.between(0, (1 << 52) - 8))))
+        | ((event_table.c.kind == Kind.PAGE) & (event_table.c.addr.op("&")(PAGE_BYTES - 1) != 0))
+    )
+    for (seq,) in trace.query(select(event_table.c.seq).where(wrong)):
+        yield f"event {seq} has a column out of range"
+
+
+def _events(trace: TraceReader, findings: dict[str, Finding]) -> None:
+    """What takes a walk over the events: contents, links, the tables they rebuild."""
+    recorded = trace.recording["source"] == "record"
+    rebuilt, reach, frames = Rebuilt(), _Reach(), set()
+    for event in trace.events(TABLE_KINDS):
+        if recorded and event.kind == Kind.WRITE and event.addr >> PAGE_SHIFT not in rebuilt.pages:
+            findings["content-before-use"].fail(f"a store to {event.addr:#x} comes before its page's content")
+        try:
+            rebuilt.apply(event)
+        except ValueError as error:
+            findings["shape"].fail(str(error))
+            continue
+        reach.take(event, rebuilt)
+        if event.kind == Kind.PAGE:
+            frames.add(event.addr >> PAGE_SHIFT)
+        elif event.kind == Kind.CR3 and recorded and rebuilt.cpus[event.vcpu].mode and event.addr & BASE64 >= trace.recording["ram_bytes"]:
+            findings["cr3-in-ram"].fail(f"cr3 {event.addr:#x}")
+    for gfn in sorted(frames - reach.frames()) if recorded else ():
+        findings["linked"].fail(f"no walk from any root reaches page {gfn:#x}")
+    _end_state(trace, rebuilt, findings["end-state"])
+
+
+class _Reach:
+    """Which frames a walk from any root can ever have reached: every root there was, every word that a page ever held."""
+
+    def __init__(self) -> None:
+        self._roots: set[Table] = set()
+        self._directories: set[int] = set()
+        self._words: dict[int, set[int]] = {}
+        self._pse = 0
+
+    def take(self, event: Event, rebuilt: Rebuilt) -> None:
+        """Take an event that has been applied already."""
+        gfn = event.addr >> PAGE_SHIFT
+        if event.kind in (Kind.CR3, Kind.REGS):
+            cpu = rebuilt.cpus[event.vcpu]
+            self._pse |= cpu.cr4 & CR4_PSE
+            self._directories.add((cpu.cr3 & BASE64) >> PAGE_SHIFT)
+            self._roots.update(table for _, table in roots(rebuilt.memory, cpu.cr3, cpu.mode, cpu.pdptes))
+        elif event.kind == Kind.PAGE and isinstance(event.extra, bytes):
+            self._words.setdefault(gfn, set()).update(word for _, word in unpack_words(event.extra))
+        elif event.kind == Kind.WRITE and gfn in rebuilt.pages:
+            first = event.addr & PAGE_BYTES - 1 & ~7
+            stored = rebuilt.pages[gfn][first : first + 16]
+            words = (int.from_bytes(stored[at : at + 8], "little") for at in range(0, len(stored), 8))
+            self._words.setdefault(gfn, set()).update(words)
+
+    def frames(self) -> set[int]:
+        """The frames reached: tables, and the pages that hold PAE's four pointers."""
+        seen, todo = set(self._roots), list(self._roots)
+        while todo:
+            table = todo.pop()
+            if table.level == 1:
+                continue
+            mode = Mode.TWO_LEVEL if table.entry_bytes == 4 else Mode.LA57
+            for word in self._words.get(table.gfn, ()):
+                for entry in (word & 0xFFFF_FFFF, word >> 32) if table.entry_bytes == 4 else (word,):
+                    if not entry & PRESENT or is_big_page(entry, table.level, mode, self._pse):
+                        continue
+                    child = Table(child_gfn(entry, table.entry_bytes), table.level - 1, table.entry_bytes)
+                    if child not in seen:
+                        seen.add(child)
+                        todo.append(child)
+        return {table.gfn for table in seen} | self._directories
+
+
+def _end_state(trace: TraceReader, rebuilt: Rebuilt, finding: Finding) -> None:
+    for row in trace.rows("end_table"):
+        ours = rebuilt.memory(row["gfn"])
+        if ours is None:
+            finding.fail(f"table {row['gfn']:#x} is in no event")
+            continue
+        real = dict(unpack_words(row["words"]))
+        mask = ~WALKER_BITS & (1 << 64) - 1 if row["entry_bytes"] == 8 else ~(WALKER_BITS | WALKER_BITS << 32) & (1 << 64) - 1
+        for index in range(512):
+            word = int.from_bytes(ours[8 * index : 8 * index + 8], "little")
+            if (word ^ real.get(index, 0)) & mask:
+                present = " (present)" if real.get(index, 0) & PRESENT else ""
+                finding.fail(f"table {row['gfn']:#x}, word {index}: {real.get(index, 0):#x} in memory{present}, {word:#x} rebuilt")

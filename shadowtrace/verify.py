@@ -1,0 +1,40 @@
+"""shadowtrace verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from analyzer.reports.text import printable
+from db.errors import EXIT_OURS, UsageError
+from db.trace import TraceReader
+from db.verify import explain, verify
+
+
+@click.command("verify")
+@click.argument("trace", required=False, type=click.Path(path_type=Path))
+@click.option("--explain", "name", metavar="CHECK", help="Say what a check means instead.")
+def command(trace: Path | None, name: str | None) -> int:
+    """Check a trace's invariants: a line each; exit code 1 where one does not hold.
+
+    \b
+    Example:
+      shadowtrace verify boot.db
+      shadowtrace verify --explain end-state
+    """
+    if name is not None:
+        check = explain(name)
+        click.echo(f"{check.name}: {check.claim}.\n  {check.why}")
+        return 0
+    if trace is None:
+        raise UsageError("say which trace to verify", "shadowtrace verify FILE.db")
+    with TraceReader(trace) as opened:
+        findings = verify(opened)
+    for finding in findings:
+        click.echo(f"{'FAILED' if finding.failures else 'ok    '}  {finding.check.name}: {finding.check.claim}")
+        for case in finding.cases:
+            click.echo(f"          {printable(case)}")
+        if finding.failures > len(finding.cases):
+            click.echo(f"          ... {finding.failures:,} in all")
+    return EXIT_OURS if any(finding.failures for finding in findings) else 0
