@@ -6,7 +6,7 @@ from collections import Counter
 
 from analyzer.cache import ShadowPage
 from analyzer.mmu import Mmu
-from analyzer.role import METAPHYSICAL, unpack
+from analyzer.role import unpack
 from x86.paging import BASE64, PAGE_SHIFT, PRESENT, WRITABLE
 
 
@@ -87,7 +87,8 @@ def _write_protection(mmu: Mmu) -> None:
     """No writable leaf maps a frame that a non-metaphysical page stands for, and the reverse map knows every writable leaf.
 
     2.6.20 itself allows exceptions. ``nonpaging``: leaves made with paging off are never protected (part 6.1).
-    ``stale rmap``: a leaf that CR0.WP = 0 took through ``fix_read_pf`` (part 10.4). ``pse36``: write protection looks for the
+    ``stale leaf``: a leaf that is older than the guest's entry - a directory store that cleared the wrong entry, content that
+    came late, CR4.PSE toggled - is asked about by the entry's frame when a store is let through it. ``pse36``: write protection looks for the
     frame without a 4 MiB page's address bits above 32, the reverse map for the frame with them (part 6.3).
     """
     cache = mmu.cache
@@ -103,9 +104,10 @@ def _write_protection(mmu: Mmu) -> None:
             _require(address in known, f"the reverse map lacks entry {index} of page {page.index}")
             frame = (spte & BASE64) >> PAGE_SHIFT
             pse36 = role.glevels == 2 and role.metaphysical and frame >> 20
-            if role.glevels and not pse36:
+            stale = mmu.stale_writable.get(address) == frame
+            if role.glevels and not pse36 and not stale:
                 shadow = cache.lookup_page(frame)
                 _require(
-                    shadow is None or bool(shadow.role & METAPHYSICAL) or mmu.counters.corner_root_outside_ram > 0,
+                    shadow is None or not mmu.memory.is_ram(frame),
                     f"entry {index} of page {page.index} maps shadowed frame {frame:#x} writable",
                 )

@@ -88,12 +88,20 @@ class Counters:
     corner_roots_without_free_page: int = _counter(
         "a mode change needed a root with the free list empty (2.6.20: host oops); evicted first"
     )
-    corner_user_store_to_root: int = _counter("a user store to a root in use (2.6.20: endless loop); emulated as a store to a table")
+    corner_user_store_to_root: int = _counter(
+        "a user store to a root in use (2.6.20: endless loop); emulated as a store to a table, unless its leaf's table went too"
+    )
     corner_leaf_zapped_by_store: int = _counter(
         "a user store zapped the table its own leaf is in (2.6.20: writes to a freed page); left to fault again"
     )
     corner_stale_rmap: int = _counter("a reverse-map entry that lost W without being removed (2.6.20: BUG later); dropped when met")
     corner_root_outside_ram: int = _counter("a root whose frame is not RAM (2.6.20: BUG); made without write protection")
+    corner_stale_leaf_written: int = _counter(
+        "a store was let through a leaf that maps an older frame than the guest's entry does (2.6.20: the same); the frame may be shadowed"
+    )
+    corner_no_root: int = _counter(
+        "an access needed a root that was left out because its PDPTE was absent at the load (skip_absent_pdptes); left to fault again"
+    )
     corner_out_of_pages: int = _counter("a page was needed while none could be freed; the fault stayed unresolved")
 
     key_level: int = _counter("misses where a live page of the same frame differed in nothing but level")

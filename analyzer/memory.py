@@ -21,8 +21,9 @@ class GuestMemory:
 
     def read(self, gpa: int, size: int) -> int:
         """``size`` bytes at ``gpa``, within one page, as a number; zero outside RAM."""
-        frame = self._frames.get(gpa >> PAGE_SHIFT)
-        if frame is None:
+        gfn = gpa >> PAGE_SHIFT
+        frame = self._frames.get(gfn)
+        if frame is None or gfn >= self.ram_pages:
             return 0
         offset = gpa & PAGE_BYTES - 1
         return int.from_bytes(frame[offset : offset + size], "little")
@@ -39,9 +40,10 @@ class GuestMemory:
         frame[offset : offset + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
 
     def set_page(self, gfn: int, words: Iterable[tuple[int, int]]) -> bool:
-        """Make a frame hold these (index, 8-byte word) pairs and zeros; whether that changed it."""
-        if gfn >= self.ram_pages:
-            return False
+        """Make a frame hold these (index, 8-byte word) pairs and zeros; whether that changed it.
+
+        A frame outside RAM keeps them too, though nothing reads them there.
+        """
         frame = bytearray(PAGE_BYTES)
         for index, word in words:
             frame[8 * index : 8 * index + 8] = word.to_bytes(8, "little")

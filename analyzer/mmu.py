@@ -129,6 +129,8 @@ class Mmu:
         self.sharing = Sharing()
         self.memory = GuestMemory(parameters.ram_pages)
         self.cache = ShadowCache(parameters, self.counters, self.sharing)
+        #: Leaves that got W though they map another frame than the guest's entry: spte address to that frame, for the audit.
+        self.stale_writable: dict[int, int] = {}
         self.contexts = [Context(vcpu) for vcpu in range(vcpus)]
         for context in self.contexts:
             self._alloc_roots(context)
@@ -366,7 +368,7 @@ class Mmu:
         if context.root_level == 0:
             return
         self._free_roots(context)
-        if len(self.cache.free) < self.parameters.min_free:
+        if self.parameters.caching and len(self.cache.free) < self.parameters.min_free:
             self.cache.free_some_pages()
         self._alloc_roots(context)
         self.counters.kvm_stat_tlb_flush += 1
@@ -434,7 +436,7 @@ class Mmu:
         if context.root_level and not self.memory.is_ram(gfn):
             self.counters.corner_root_outside_ram += 1
         level = PT64_ROOT_LEVEL if context.root_level == PT64_ROOT_LEVEL else PT_DIRECTORY_LEVEL
-        if not self.cache.free and self.parameters.caching:
+        if not self.cache.free:
             self._make_room(context, gfn, i << 30, level)
         page = self._get_page(context, gfn, i << 30, level, not context.root_level, None)
         if page is None:
@@ -443,6 +445,9 @@ class Mmu:
 
     def _make_room(self, context: Context, gfn: int, va: int, level: int) -> None:
         """A mode change has no eviction of its own: where 2.6.20 would meet an empty free list, evict first."""
+        if not self.parameters.caching:
+            self._take_from_all()
+            return
         role = self._role(context, va, level, not context.root_level)
         if not any(p.gfn == gfn and p.role == role for p in self.cache.buckets[self.cache.hashfn(gfn)]):
             self.counters.corner_roots_without_free_page += 1
@@ -461,13 +466,23 @@ class Mmu:
     def _page_fault(self, context: Context, va: int, error: int) -> bool:
         """``kvm_mmu_page_fault``: whether the instruction has to be emulated."""
         if len(self.cache.free) < self.parameters.min_free:
-            if self.parameters.caching:
-                self.cache.free_some_pages()
-            else:
-                self._reset_context(context)
+            self._refill(context)
         if context.root_level == 0:
             return self._nonpaging_page_fault(context, va)
         return self._paging_page_fault(context, va, error)
+
+    def _refill(self, context: Context) -> None:
+        """The free list is low: evict; without a cache, start this vCPU anew and take from the others what they do not stand on."""
+        if self.parameters.caching:
+            self.cache.free_some_pages()
+            return
+        self._reset_context(context)
+        self._take_from_all()
+
+    def _take_from_all(self) -> None:
+        if len(self.cache.free) < self.parameters.min_free:
+            for other in self.contexts:
+                self.cache.drop_pages(other.vcpu)
 
     def _nonpaging_page_fault(self, context: Context, va: int) -> bool:
         """``nonpaging_map``: identity, never write-protected, whoever shadows the frame (part 10.6)."""
@@ -506,7 +521,10 @@ class Mmu:
             return False
         leaf = self._fetch(context, va, walk)
         if leaf is None:
-            self.counters.corner_out_of_pages += 1
+            if self._root_for(context, va)[0] is None and self.cache.free:
+                self.counters.corner_no_root += 1
+            else:
+                self.counters.corner_out_of_pages += 1
             return False
         emulate = False
         if error & PFERR_WRITE:
@@ -540,7 +558,8 @@ class Mmu:
                 return None
             level, gfn = PT_DIRECTORY_LEVEL, (pdpte & BASE64) >> PAGE_SHIFT
         else:
-            level, gfn = context.root_level, (context.cr3 & base) >> PAGE_SHIFT
+            # The address field of a cr3 is that of a 64-bit entry in every mode, as the roots have it.
+            level, gfn = context.root_level, (context.cr3 & BASE64) >> PAGE_SHIFT
         while True:
             tables[level] = gfn
             index = va >> PAGE_SHIFT + (level - 1) * index_bits & index_mask
@@ -655,7 +674,12 @@ class Mmu:
         elif cache.lookup_page(walk.gfn) is not None:
             emulate = True
         if not emulate:
-            cache.set_spte(leaf, cache.spte(leaf) | WRITABLE)
+            spte = cache.spte(leaf)
+            cache.set_spte(leaf, spte | WRITABLE)
+            if spte & PRESENT and (spte & BASE64) >> PAGE_SHIFT != walk.gfn:
+                # The leaf is older than the guest's entry: the question was asked of another frame than it maps.
+                self.counters.corner_stale_leaf_written += 1
+                self.stale_writable[leaf] = (spte & BASE64) >> PAGE_SHIFT
         self.memory.write(walk.entry_gpa, entry_bytes, entry | DIRTY)
         if not emulate:
             cache.rmap_add(leaf)

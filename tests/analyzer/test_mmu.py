@@ -377,3 +377,44 @@ class TestCorners:
 def test_parameters_that_admit_no_run_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         make(**changes)
+
+
+def test_a_store_through_a_leaf_older_than_the_guest_s_entry_is_counted() -> None:
+    """The wrong entry that 2.6.20 clears leaves a stale leaf, which later gets W though its frame is shadowed by then."""
+    for model, stale in (("kvm-2.6.20", 1), ("kvm-2.6.21", 0)):
+        mmu = make(model)
+        mmu.page(1, words32({1: 0x3067}))
+        mmu.page(3, words32({0: 0x5007}))
+        mmu.page(4, words32({0: 0x7007}))
+        enter(mmu, TWO_LEVEL)
+        mmu.access(0, 4 << 20, False, True, False)
+        mmu.write(0, 0x1004, 4, 0x4067)
+        mmu.cr3(0, 0x5000)
+        mmu.cr3(0, 0x1000)
+        mmu.access(0, 4 << 20, *USER_WRITE)
+        assert mmu.counters.corner_stale_leaf_written == stale
+        audit(mmu)
+
+
+def test_without_a_cache_no_vcpu_starves_another() -> None:
+    mmu = make("uncached", vcpus=2, pages=64)
+    for gfn in (1, 2, 3):
+        mmu.page(gfn, [(index, (gfn + 1) << 12 | 0x67) for index in range(128)])
+    mmu.page(4, [(0, 0x10067)])
+    for vcpu in (0, 1):
+        enter(mmu, LONG, vcpu=vcpu)
+    for index in range(60):
+        mmu.access(0, index << 39, *READ)
+        mmu.access(1, index << 39, *READ)
+        audit(mmu)
+    assert mmu.counters.corner_out_of_pages == 0
+    assert mmu.counters.access_unresolved == 0
+
+
+def test_an_access_under_a_pdpte_that_was_absent_at_the_load_has_no_root() -> None:
+    mmu = make("kvm-2.6.24")
+    enter(mmu, PAE)
+    mmu.contexts[0].pdptrs = (0x2001, 0, 0, 0)
+    mmu.page(2, [(0, 0x83)])
+    mmu.access(0, 0, *READ)
+    assert (mmu.counters.corner_no_root, mmu.counters.corner_out_of_pages, mmu.counters.access_unresolved) == (1, 0, 1)
