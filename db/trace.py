@@ -125,6 +125,7 @@ class TraceWriter:
     def seal(self, ended: str, detail: str) -> None:
         """Say how it ended, count, and fold the write-ahead log into the one file."""
         with _storage_errors(self.path):
+            self._connection.rollback()
             lost = self._connection.scalar(select(func.coalesce(func.sum(models.loss.c["count"]), 0)))
             self.describe(ended=ended, ended_detail=detail, events=self.events, lost=lost)
             self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -157,7 +158,7 @@ def _refuse_foreign(path: Path) -> None:
 def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (DatabaseError, sqlite3.DatabaseError) as error:
+    except (SQLAlchemyError, sqlite3.DatabaseError) as error:
         reason = error.orig if isinstance(error, DatabaseError) else error
         raise StorageError(f"{path} cannot be written: {reason}", "is the disk full, or the folder read-only?") from error
 

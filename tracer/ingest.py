@@ -36,7 +36,7 @@ class Ingest(threading.Thread):
         self.stream_ended = False
         self.failure: Exception | None = None
         self._writer = writer
-        self._stream, self._console = stream.fileno(), console.fileno()
+        self._stream, self._console = stream, console
         self._parser = StreamParser()
         self._rows: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._ids: dict[str, int] = {}
@@ -63,33 +63,36 @@ class Ingest(threading.Thread):
             self._run()
         except Exception as error:
             self.failure = error
+            # Nobody reads any more: a guest that waits for room in the pipe has to be told.
+            self._stream.close()
 
     def _run(self) -> None:
-        sources = {self._stream, self._console, self._wake_read}
+        stream, console = self._stream.fileno(), self._console.fileno()
+        sources = {stream, console, self._wake_read}
         held: list[bytes] = []
         held_bytes, since = 0, time.monotonic()
         while True:
             ready, _, _ = select.select(list(sources), [], [], _BATCH_SECONDS)
-            if self._stream in ready:
-                data = os.read(self._stream, _CHUNK)
+            if stream in ready:
+                data = os.read(stream, _CHUNK)
                 held.append(data)
                 held_bytes += len(data)
                 if not data:
-                    sources.discard(self._stream)
-            due = time.monotonic() - since >= _BATCH_SECONDS or held_bytes >= _BATCH_ROWS * 24 or self._stream not in sources
+                    sources.discard(stream)
+            due = time.monotonic() - since >= _BATCH_SECONDS or held_bytes >= _BATCH_ROWS * 24 or stream not in sources
             if held and due:
                 self._commit(self._parser.feed(b"".join(held)))
                 held, held_bytes, since = [], 0, time.monotonic()
-                self.stream_ended = self._stream not in sources
-            if self._console in ready:
-                data = os.read(self._console, _CHUNK)
+                self.stream_ended = stream not in sources
+            if console in ready:
+                data = os.read(console, _CHUNK)
                 if not data:
-                    sources.discard(self._console)
+                    sources.discard(console)
                 self._take_console(data)
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
             self._write_rows()
-            if self._finishing and not {self._stream, self._console} & sources and not held:
+            if self._finishing and not {stream, console} & sources and not held:
                 break
         self._end()
 

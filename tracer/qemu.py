@@ -46,6 +46,8 @@ _OURS = {
     "-mem-path": "guest RAM lies in a file of shadowtrace's own",
 }
 
+_QMP_SECONDS = 60.0
+
 #: What talking to a QEMU that ends, or has ended, raises.
 _QMP_GONE = (QMPError, OSError, EOFError)
 
@@ -111,6 +113,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
     accelerator = (_value_of(arguments, "-accel") or "tcg").split(",")[0]
     if accelerator != "tcg":
         raise UsageError(f"-accel {accelerator}: only an emulated guest can be traced", "use -accel tcg, or leave it out")
+    if vcpus(arguments) > 1 and _value_of(arguments, "-icount") is not None:
+        raise UsageError("-icount runs all vCPUs on one thread, which makes QEMU's plugins fail", "use -smp 1 with it")
     if vcpus(arguments) > 1 and "thread=single" in (_value_of(arguments, "-accel") or ""):
         raise UsageError("thread=single with several vCPUs makes QEMU's plugins fail", "use thread=multi")
 
@@ -170,8 +174,9 @@ class Machine:
             arguments += ["-accel", "tcg,thread=multi" if self.vcpus > 1 else "tcg"]
         self.argv = [
             self.program,
-            *arguments,
+            # Ours before any of the user's: QEMU 7.2 tells addresses as offsets into its RAM blocks, in order of creation.
             *("-object", f"memory-backend-file,id=shadowtrace-ram,size={self.ram_bytes},share=on,mem-path=/proc/self/fd/{ram_fd}"),
+            *arguments,
             *("-machine", "memory-backend=shadowtrace-ram"),
             *("-plugin", plugin_arguments),
             *("-chardev", f"socket,path={self.gdb_socket},server=on,wait=off,id=shadowtrace-gdb", "-gdb", "chardev:shadowtrace-gdb"),
@@ -220,6 +225,7 @@ class Machine:
                 monitor = QEMUMonitorProtocol(str(socket))
                 with contextlib.suppress(*_QMP_GONE):
                     monitor.connect()
+                    monitor.settimeout(_QMP_SECONDS)
                     self._stack.callback(_close, monitor)
                     return monitor
             time.sleep(0.01)

@@ -324,6 +324,11 @@ class _Recording:
         return self.ingest.is_alive() and not self.ingest.stream_ended and self.ingest.consumed < control.events - control.dropped
 
     def _seal(self, ended: str, detail: str, verdict: Verdict | None) -> Outcome:
+        if self.ingest.failure is not None:
+            # The file takes no more: what is in it stays, sealed if there is room for that.
+            with contextlib.suppress(ShadowtraceError):
+                self.writer.seal("storage", str(self.ingest.failure))
+            raise self.ingest.failure
         control = self.machine.control()
         missing = control.events - self.writer.events
         recorded = sum(row["count"] for row in _losses(self.request.output))
@@ -334,8 +339,6 @@ class _Recording:
         self.writer.describe(plugin_api=control.api)
         self.writer.seal(ended, detail + self.gdb_lost)
         lost = sum(row["count"] for row in _losses(self.request.output))
-        if self.ingest.failure is not None:
-            raise self.ingest.failure
         return Outcome(ended, detail + self.gdb_lost, self.writer.events, lost, verdict)
 
     def _lose(self, count: int, cause: str) -> None:

@@ -1,19 +1,21 @@
 /*
  * The callbacks: what the guest does, seen as it runs.
  *
- * A control register written by an instruction can be read once that instruction is done, so it is marked pending and
- * resolved at the vCPU's next callback, before anything else is recorded. Marking drops the vCPU's own caches, so the next
- * store or touch does take the slow path.
+ * What an instruction does to a control register can be read once it is done: it is marked pending and resolved at the
+ * start of the vCPU's next block, which always comes before that block's loads and stores. Memory callbacks never resolve:
+ * those of the pending instruction itself (a task switch works on its TSS) still belong to what was before.
  */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "shadowtrace.h"
 
-enum pending { PENDING_MODE = 1, PENDING_CR3 = 2, PENDING_INVLPG = 4, PENDING_LIDT = 8 };
+enum pending { PENDING_MODE = 1, PENDING_CR3 = 2, PENDING_INVLPG = 4 };
 enum touch { TOUCH_LOAD, TOUCH_STORE, TOUCH_FETCH, TOUCH_KINDS };
 enum { ACCESS_WRITE = 1, ACCESS_USER = 2, ACCESS_FETCH = 4, ACCESS_FAULT = 8 };
 
@@ -21,6 +23,8 @@ enum { ACCESS_WRITE = 1, ACCESS_USER = 2, ACCESS_FETCH = 4, ACCESS_FAULT = 8 };
 #define BLOCK_USER (1ull << 63)
 #define BLOCK_CROSSES (1ull << 62)
 #define BLOCK_VA_BITS 57
+
+#define LARGEST_ACCESS 64u
 
 struct vcpu {
     uint64_t store_cache[STORE_CACHE]; /* virtual page + 1 that is known not to be a table */
@@ -31,9 +35,14 @@ struct vcpu {
     bool known; /* registers have been recorded once */
     uint64_t cr0, cr3, cr4, efer;
     struct table *roots[4];
-    uint64_t idt_va, idt_gpa; /* where gate 14 lies; gpa 0: not looked up */
-    uint64_t fault_handler;   /* gate 14's target; 0: none */
+    bool idt_known;
+    uint64_t idt_va;
+    uint64_t gate_gpa;              /* where gate 14 lies; 0: nowhere */
+    _Atomic uint64_t fault_handler; /* gate 14's target; 0: none */
 };
+
+/* What a page fault's error code may say: P, W, U, RSVD, I, PK, SS, and SGX. */
+#define PF_ERROR_BITS 0x807fu
 
 static struct vcpu vcpus[MAX_VCPUS];
 static unsigned vcpu_count, touch_entries;
@@ -41,15 +50,22 @@ static bool watch_user_stores;
 static bool closed;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* Addresses behind an INVLPG or a control-register write: the block that starts there resolves at once. */
-#define FOLLOWERS 1024u
-static uint64_t followers[FOLLOWERS];
-
 static void drop_caches(struct vcpu *v)
 {
     memset(v->store_cache, 0, sizeof v->store_cache);
     for (unsigned kind = 0; touch_entries && kind < TOUCH_KINDS; kind++) {
         memset(v->touched[kind], 0, touch_entries * sizeof **v->touched);
+    }
+}
+
+/* INVLPG drops one page's translation; a slot may hold another page, which stays. */
+static void forget_touch(struct vcpu *v, uint64_t page)
+{
+    for (unsigned kind = 0; touch_entries && kind < TOUCH_KINDS; kind++) {
+        uint64_t *entry = &v->touched[kind][page & (touch_entries - 1)];
+        if (*entry && (*entry - 1) >> 1 == page) {
+            *entry = 0;
+        }
     }
 }
 
@@ -125,7 +141,6 @@ static void record_mode(unsigned vcpu, uint64_t cr0, uint64_t cr4, uint64_t efer
     v->cr0 = cr0;
     v->cr4 = cr4;
     v->efer = efer;
-    v->idt_gpa = 0;
     tables_set_pse(vcpu, cr4 & CR4_PSE);
     if (is_pae(cr0, cr4, efer)) {
         tables_read(v->cr3 & 0xffffffe0u, pdptes, sizeof pdptes);
@@ -138,7 +153,7 @@ static void record_mode(unsigned vcpu, uint64_t cr0, uint64_t cr4, uint64_t efer
     stream_event(&event, &side, 1);
 }
 
-static uint64_t translate(const struct vcpu *v, uint64_t va);
+static void look_up_handler(struct vcpu *v);
 
 static void record_invlpg(unsigned vcpu)
 {
@@ -155,17 +170,19 @@ static void record_invlpg(unsigned vcpu)
     if (operand->index >= 0) {
         va += qemu_reg(vcpu, (enum reg)operand->index) << operand->scale_shift;
     }
-    if (operand->address32 || !flat64) {
+    if (operand->address32) {
         va &= 0xffffffffu;
     }
     if (operand->segment >= 0) {
         va += qemu_reg(vcpu, operand->segment == 4 ? REG_FS_BASE : REG_GS_BASE);
     }
+    if (!flat64) {
+        va &= 0xffffffffu;
+    }
     struct record event = {.kind = REC_INVLPG, .vcpu = (uint8_t)vcpu, .addr = va};
     stream_event(&event, NULL, 0);
-    for (unsigned kind = 0; touch_entries && kind < TOUCH_KINDS; kind++) {
-        v->touched[kind][(va >> PAGE_SHIFT) & (touch_entries - 1)] = 0;
-    }
+    forget_touch(v, va >> PAGE_SHIFT);
+    memset(v->store_cache, 0, sizeof v->store_cache);
 }
 
 /* gdb numbers general registers rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp; instructions number them rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi. */
@@ -176,7 +193,7 @@ static int8_t gdb_number(int8_t encoded)
     return encoded >= 0 && encoded < 8 ? order[encoded] : encoded;
 }
 
-/* Record what pending instructions did. With the lock held, on a vCPU that is between instructions. */
+/* Record what pending instructions did. With the lock held, on a vCPU that is between blocks. */
 static void resolve(unsigned vcpu)
 {
     struct vcpu *v = &vcpus[vcpu];
@@ -202,7 +219,6 @@ static void resolve(unsigned vcpu)
         return;
     }
     v->known = true;
-    v->idt_gpa = 0;
     if (load && !(v->cr0 & CR0_PG)) {
         record_cr3(vcpu, cr3);
         load = false;
@@ -214,6 +230,16 @@ static void resolve(unsigned vcpu)
         record_cr3(vcpu, cr3);
     }
     drop_caches(v);
+    look_up_handler(v);
+}
+
+/* A task gate that an exception goes through loads cr3 with nothing to see: look before a store to a table is recorded. */
+static void notice_cr3(unsigned vcpu)
+{
+    if (qemu_reg(vcpu, REG_CR3) != vcpus[vcpu].cr3) {
+        vcpus[vcpu].pending |= PENDING_MODE;
+        resolve(vcpu);
+    }
 }
 
 /* ---- page faults ---- */
@@ -259,46 +285,62 @@ static uint64_t translate(const struct vcpu *v, uint64_t va)
     }
 }
 
-/* Gate 14's target as the table says now. Linux fills its table before and after it loads it. */
+/*
+ * Gate 14's target, as the descriptor table says now. Linux fills its table before and after it loads it, so this is asked
+ * again at lidt, at each change of a control register, at each store to the gate's page and at each translation of a block.
+ */
 static void look_up_handler(struct vcpu *v)
 {
     bool wide = v->efer & EFER_LMA;
     unsigned bytes = wide ? 16 : 8;
     uint8_t gate[16] = {0};
+    uint64_t handler = 0;
 
-    v->fault_handler = 0;
-    if (!v->idt_va || !(v->cr0 & CR0_PG)) {
-        return;
+    v->gate_gpa = v->idt_known && (v->cr0 & CR0_PG) ? translate(v, v->idt_va + 14 * bytes) : 0;
+    if (v->gate_gpa) {
+        tables_read(v->gate_gpa, gate, bytes);
     }
-    if (!v->idt_gpa) {
-        v->idt_gpa = translate(v, v->idt_va + 14 * bytes);
-    }
-    if (!v->idt_gpa) {
-        return;
-    }
-    tables_read(v->idt_gpa, gate, bytes);
     if (gate[5] & 0x80) {
-        v->fault_handler = (uint64_t)gate[0] | (uint64_t)gate[1] << 8 | (uint64_t)gate[6] << 16 | (uint64_t)gate[7] << 24;
+        handler = (uint64_t)gate[0] | (uint64_t)gate[1] << 8 | (uint64_t)gate[6] << 16 | (uint64_t)gate[7] << 24;
         if (wide) {
             uint32_t high;
             memcpy(&high, gate + 8, 4);
-            v->fault_handler |= (uint64_t)high << 32;
+            handler |= (uint64_t)high << 32;
         }
     }
+    atomic_store_explicit(&v->fault_handler, handler, memory_order_relaxed);
+}
+
+/* Whether a page holds some vCPU's gate 14; with the store done, their handlers are looked up again. */
+static bool stored_to_gate(uint64_t gpa)
+{
+    bool found = false;
+
+    for (unsigned i = 0; i < vcpu_count; i++) {
+        if (vcpus[i].gate_gpa && vcpus[i].gate_gpa >> PAGE_SHIFT == gpa >> PAGE_SHIFT) {
+            look_up_handler(&vcpus[i]);
+            found = true;
+        }
+    }
+    return found;
 }
 
 /* At the fault handler's first instruction: the access that faulted, from cr2 and the error code on top of the stack. */
 static void record_fault(unsigned vcpu)
 {
     struct vcpu *v = &vcpus[vcpu];
-    uint64_t stack = qemu_reg(vcpu, REG_RSP);
+    uint64_t stack = qemu_reg(vcpu, REG_RSP), where;
     uint32_t error;
     uint16_t flags = ACCESS_FAULT;
 
     if (!(v->efer & EFER_LMA)) {
         stack &= 0xffffffffu;
     }
-    error = (uint32_t)physical_entry(translate(v, stack), 4);
+    where = translate(v, stack);
+    error = where ? (uint32_t)physical_entry(where, 4) : 0;
+    if (error & ~PF_ERROR_BITS) {
+        return; /* not pushed by a page fault: a handler that other vectors share */
+    }
     flags |= error & 2 ? ACCESS_WRITE : 0;
     flags |= error & 4 ? ACCESS_USER : 0;
     flags |= error & 16 ? ACCESS_FETCH : 0;
@@ -316,7 +358,6 @@ static void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, u
 
     pthread_mutex_lock(&lock);
     if (!closed) {
-        resolve(vcpu);
         stream_event(&event, NULL, 0);
         *entry = tag;
     }
@@ -345,9 +386,12 @@ static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
     }
     gpa = qemu_plugin_hwaddr_phys_addr(address);
     if (!tables_is_tracked(gpa)) {
-        v->store_cache[(va >> PAGE_SHIFT) & (STORE_CACHE - 1)] = (va >> PAGE_SHIFT) + 1;
+        if (!stored_to_gate(gpa)) {
+            v->store_cache[(va >> PAGE_SHIFT) & (STORE_CACHE - 1)] = (va >> PAGE_SHIFT) + 1;
+        }
         return;
     }
+    notice_cr3(vcpu);
     /* A store of 16 bytes (cmpxchg16b, SSE) is two of 8: no hypervisor of that time emulated it as one. */
     for (unsigned at = 0; at < size; at += 8) {
         if (tables_is_tracked(gpa)) {
@@ -363,7 +407,6 @@ static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, u
 
     pthread_mutex_lock(&lock);
     if (!closed) {
-        resolve(vcpu);
         uint64_t generation = atomic_load(&tables_generation);
         if (v->generation != generation) {
             memset(v->store_cache, 0, sizeof v->store_cache);
@@ -405,8 +448,15 @@ static void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
 static inline void memory_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user)
 {
     bool is_store = qemu_plugin_mem_is_store(info);
+    enum touch kind = is_store ? TOUCH_STORE : TOUCH_LOAD;
 
-    touch(vcpu, is_store ? TOUCH_STORE : TOUCH_LOAD, va, user);
+    touch(vcpu, kind, va, user);
+    if ((va & (PAGE_BYTES - 1)) > PAGE_BYTES - LARGEST_ACCESS) {
+        uint64_t last = va + (1u << qemu_plugin_mem_size_shift(info)) - 1;
+        if (last >> PAGE_SHIFT != va >> PAGE_SHIFT) {
+            touch(vcpu, kind, last & ~(uint64_t)(PAGE_BYTES - 1), user);
+        }
+    }
     if (is_store) {
         store(vcpu, info, va);
     }
@@ -435,7 +485,10 @@ static void on_lidt(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void
     if (address && !qemu_plugin_hwaddr_is_io(address)) {
         pthread_mutex_lock(&lock);
         v->idt_va = physical_entry(qemu_plugin_hwaddr_phys_addr(address), 1u << shift);
-        v->idt_gpa = 0;
+        v->idt_known = true;
+        look_up_handler(v);
+        /* The gate's page may stand in some vCPU's cache of pages to which stores do not matter. */
+        atomic_fetch_add(&tables_generation, 1);
         pthread_mutex_unlock(&lock);
     }
 }
@@ -444,12 +497,12 @@ static void on_lidt(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void
 
 static void on_block_slow(unsigned vcpu, uint64_t va, bool user)
 {
+    struct vcpu *v = &vcpus[vcpu];
+
     pthread_mutex_lock(&lock);
     if (!closed) {
-        if (vcpus[vcpu].pending || !vcpus[vcpu].known) {
-            resolve(vcpu);
-        }
-        if (!user && va == vcpus[vcpu].fault_handler) {
+        resolve(vcpu);
+        if (touch_entries && !user && va == v->fault_handler) {
             record_fault(vcpu);
         }
     }
@@ -463,7 +516,7 @@ static void on_block(unsigned vcpu, void *data)
     uint64_t va = (uint64_t)((int64_t)(packed << (64 - BLOCK_VA_BITS)) >> (64 - BLOCK_VA_BITS));
     bool user = packed & BLOCK_USER;
 
-    if (v->pending || va == v->fault_handler || !v->known) {
+    if (v->pending || va == atomic_load_explicit(&v->fault_handler, memory_order_relaxed) || !v->known) {
         on_block_slow(vcpu, va, user);
     }
     touch(vcpu, TOUCH_FETCH, va, user);
@@ -472,49 +525,45 @@ static void on_block(unsigned vcpu, void *data)
     }
 }
 
-/* Page tables only: the blocks behind a control-register write or INVLPG. */
-static void on_follower(unsigned vcpu, void *data)
+/* Page tables only: nothing but what is pending. */
+static void on_kernel_block(unsigned vcpu, void *data)
 {
     (void)data;
-    on_block_slow(vcpu, 0, true);
-}
-
-static void mark_pending(unsigned vcpu, unsigned what)
-{
-    struct vcpu *v = &vcpus[vcpu];
-
-    pthread_mutex_lock(&lock);
-    if (!closed) {
-        resolve(vcpu);
-        v->pending |= what;
-        drop_caches(v);
+    if (vcpus[vcpu].pending || !vcpus[vcpu].known) {
+        on_block_slow(vcpu, 0, true);
     }
-    pthread_mutex_unlock(&lock);
 }
 
 static void on_mode_write(unsigned vcpu, void *data)
 {
     (void)data;
-    mark_pending(vcpu, PENDING_MODE);
+    vcpus[vcpu].pending |= PENDING_MODE;
 }
 
 static void on_cr3_write(unsigned vcpu, void *data)
 {
     (void)data;
-    mark_pending(vcpu, PENDING_CR3);
+    vcpus[vcpu].pending |= PENDING_CR3;
 }
 
-/* A far transfer rarely switches tasks: the caches stay unless cr3 did change. */
+/* It may switch tasks, into a new cr3 - or follow a switch that an exception made unseen. */
 static void on_far_transfer(unsigned vcpu, void *data)
 {
     (void)data;
+    if (vcpus[vcpu].known && qemu_reg(vcpu, REG_CR3) != vcpus[vcpu].cr3) {
+        pthread_mutex_lock(&lock);
+        if (!closed) {
+            notice_cr3(vcpu);
+        }
+        pthread_mutex_unlock(&lock);
+    }
     vcpus[vcpu].pending |= PENDING_MODE;
 }
 
 static void on_invlpg(unsigned vcpu, void *data)
 {
-    mark_pending(vcpu, PENDING_INVLPG);
     vcpus[vcpu].invlpg = *(const struct operand *)data;
+    vcpus[vcpu].pending |= PENDING_INVLPG;
 }
 
 static void on_read_cr2(unsigned vcpu, void *data)
@@ -524,23 +573,16 @@ static void on_read_cr2(unsigned vcpu, void *data)
     atomic_fetch_add((_Atomic uint64_t *)&stream_control()->page_faults, 1);
 }
 
-static void follow(uint64_t va)
-{
-    followers[va % FOLLOWERS] = va;
-}
-
-static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kind, const struct operand *operand, uint64_t next)
+static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kind, const struct operand *operand)
 {
     struct operand *kept;
 
     switch (kind) {
     case INSN_CR3:
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_cr3_write, CB_R_REGS, NULL);
-        follow(next);
         break;
     case INSN_MODE:
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_mode_write, CB_R_REGS, NULL);
-        follow(next);
         break;
     case INSN_FAR:
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_far_transfer, CB_NO_REGS, NULL);
@@ -554,7 +596,6 @@ static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kin
             kept->index = gdb_number(operand->index);
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg, CB_R_REGS, kept);
         }
-        follow(next);
         break;
     case INSN_LIDT:
         qemu_plugin_register_vcpu_mem_cb(insn, on_lidt, CB_NO_REGS, MEM_RW, NULL);
@@ -595,9 +636,13 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         uint64_t va = qemu_plugin_insn_vaddr(insn);
         size_t size = qemu_insn_bytes(insn, bytes, sizeof bytes);
+        enum insn_kind kind = decode(bytes, size, va, &operand);
 
         next = va + size;
-        instrument_special(insn, decode(bytes, size, false, va, &operand), &operand, next);
+        /* In user code the others only fault. */
+        if (!user || kind == INSN_FAR) {
+            instrument_special(insn, kind, &operand);
+        }
         if (touch_entries) {
             qemu_plugin_register_vcpu_mem_cb(insn, user ? on_user_access : on_kernel_access, CB_NO_REGS, MEM_RW, NULL);
         } else if (!user || watch_user_stores) {
@@ -609,23 +654,31 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
         packed |= user ? BLOCK_USER : 0;
         packed |= (next - 1) >> PAGE_SHIFT != start >> PAGE_SHIFT ? BLOCK_CROSSES : 0;
         qemu_plugin_register_vcpu_tb_exec_cb(tb, on_block, CB_R_REGS, (void *)(uintptr_t)packed);
-    } else if (followers[start % FOLLOWERS] == start) {
-        qemu_plugin_register_vcpu_tb_exec_cb(tb, on_follower, CB_R_REGS, NULL);
+    } else if (!user) {
+        qemu_plugin_register_vcpu_tb_exec_cb(tb, on_kernel_block, CB_R_REGS, NULL);
     }
 }
 
 /* ---- life cycle ---- */
 
+/* With the lock held: whatever can be known is put into the pipe. A vCPU's own thread may ask for itself alone. */
+static void settle(void)
+{
+    int own = qemu_translating_vcpu();
+
+    for (unsigned i = 0; i < vcpu_count; i++) {
+        if ((own < 0 || (unsigned)own == i) && vcpus[i].known && vcpus[i].pending) {
+            resolve(i);
+        }
+    }
+    stream_flush();
+}
+
 static void on_stopped(void)
 {
     pthread_mutex_lock(&lock);
     if (!closed) {
-        for (unsigned i = 0; i < vcpu_count; i++) {
-            if (vcpus[i].known && vcpus[i].pending) {
-                resolve(i);
-            }
-        }
-        stream_flush();
+        settle();
     }
     pthread_mutex_unlock(&lock);
 }
@@ -634,11 +687,31 @@ static void on_exit_qemu(qemu_plugin_id_t id, void *data)
 {
     (void)id;
     (void)data;
-    on_stopped();
     pthread_mutex_lock(&lock);
-    closed = true;
-    stream_close();
+    if (!closed) {
+        settle();
+        closed = true;
+        stream_close();
+    }
     pthread_mutex_unlock(&lock);
+}
+
+/* What a quiet guest did must not wait in the buffer until it does more. */
+static void *flush_now_and_then(void *data)
+{
+    const struct timespec pause = {.tv_nsec = 200 * 1000 * 1000};
+
+    (void)data;
+    for (bool done = false; !done;) {
+        nanosleep(&pause, NULL);
+        pthread_mutex_lock(&lock);
+        done = closed;
+        if (!done) {
+            stream_flush();
+        }
+        pthread_mutex_unlock(&lock);
+    }
+    return NULL;
 }
 
 static long argument(int argc, char **argv, const char *name, long otherwise)
@@ -663,6 +736,7 @@ static int refuse(const char *why)
 __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
     extern int qemu_plugin_version;
+    pthread_t flusher;
 
     if (!info->system_emulation || strcmp(info->target_name, "x86_64") != 0) {
         return refuse("it needs qemu-system-x86_64");
@@ -670,7 +744,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
     if (!qemu_open()) {
         return refuse("this QEMU neither exports its register functions nor has the plugin API's (9.0 and later)");
     }
-    vcpu_count = (unsigned)info->system.smp_vcpus;
+    vcpu_count = (unsigned)info->system.max_vcpus;
     touch_entries = (unsigned)argument(argc, argv, "touch", 1024);
     watch_user_stores = argument(argc, argv, "user_stores", 0);
     if (vcpu_count > MAX_VCPUS || touch_entries > MAX_TOUCH || (touch_entries & (touch_entries - 1))) {
@@ -691,6 +765,10 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
                      (unsigned)argument(argc, argv, "linger", 64), (unsigned)argument(argc, argv, "max_tables", 1 << 20), vcpu_count > 1)) {
         return refuse("guest RAM cannot be mapped");
     }
+    if (pthread_create(&flusher, NULL, flush_now_and_then, NULL) != 0) {
+        return refuse("no thread can be started");
+    }
+    pthread_detach(flusher);
     stream_control()->api = (uint64_t)qemu_plugin_version;
     qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
     qemu_plugin_register_atexit_cb(id, on_exit_qemu, NULL);

@@ -69,7 +69,7 @@ static void decode_operand(const uint8_t *bytes, size_t size, const struct prefi
     }
 }
 
-static enum insn_kind decode_group7(const uint8_t *bytes, size_t size, const struct prefixes *prefix, bool code16, uint64_t next,
+static enum insn_kind decode_group7(const uint8_t *bytes, size_t size, const struct prefixes *prefix, uint64_t next,
                                     struct operand *operand)
 {
     uint8_t reg = bytes[0] >> 3 & 7;
@@ -86,21 +86,20 @@ static enum insn_kind decode_group7(const uint8_t *bytes, size_t size, const str
     if (reg == 7) {
         memset(operand, 0, sizeof *operand);
         operand->next_va = next;
-        operand->address16 = code16 != prefix->address_size;
         decode_operand(bytes, size, prefix, operand);
         return INSN_INVLPG;
     }
     return INSN_PLAIN;
 }
 
-static enum insn_kind decode_0f(const uint8_t *bytes, size_t size, const struct prefixes *prefix, bool code16, uint64_t next,
+static enum insn_kind decode_0f(const uint8_t *bytes, size_t size, const struct prefixes *prefix, uint64_t next,
                                 struct operand *operand)
 {
     uint8_t control_register = size > 1 ? (bytes[1] >> 3 & 7) | (prefix->rex >> 2 & 1) << 3 : 0;
 
     switch (bytes[0]) {
     case 0x01:
-        return size > 1 ? decode_group7(bytes + 1, size - 1, prefix, code16, next, operand) : INSN_PLAIN;
+        return size > 1 ? decode_group7(bytes + 1, size - 1, prefix, next, operand) : INSN_PLAIN;
     case 0x20:
         return control_register == 2 ? INSN_READ_CR2 : INSN_PLAIN;
     case 0x22:
@@ -116,7 +115,7 @@ static enum insn_kind decode_0f(const uint8_t *bytes, size_t size, const struct 
     }
 }
 
-enum insn_kind decode(const uint8_t *bytes, size_t size, bool code16, uint64_t va, struct operand *operand)
+enum insn_kind decode(const uint8_t *bytes, size_t size, uint64_t va, struct operand *operand)
 {
     struct prefixes prefix = prefixes(bytes, size);
     const uint8_t *at = bytes + prefix.length;
@@ -124,8 +123,9 @@ enum insn_kind decode(const uint8_t *bytes, size_t size, bool code16, uint64_t v
 
     switch (at[0]) {
     case 0x0f:
-        return left > 1 ? decode_0f(at + 1, left - 1, &prefix, code16, va + size, operand) : INSN_PLAIN;
-    case 0x9a: case 0xea: case 0xca: case 0xcb: case 0xcd: case 0xcf: /* far call, jmp, ret; int; iret */
+        return left > 1 ? decode_0f(at + 1, left - 1, &prefix, va + size, operand) : INSN_PLAIN;
+    case 0x9a: case 0xea: case 0xca: case 0xcb:            /* far call, jmp, ret */
+    case 0xcc: case 0xcd: case 0xce: case 0xf1: case 0xcf: /* int3, int, into, int1, iret */
         return INSN_FAR;
     case 0xff:
         return left > 1 && ((at[1] >> 3 & 7) == 3 || (at[1] >> 3 & 7) == 5) ? INSN_FAR : INSN_PLAIN;

@@ -121,14 +121,15 @@ enum insn_kind {
     INSN_READ_CR2,
 };
 
-/* INVLPG's operand: base + index * scale + displacement, plus a segment's base. -1: no such register; -2: rip. */
+/* INVLPG's operand in 32-bit or 64-bit addressing: base + index * scale + displacement, plus the base of fs or gs; other
+ * segments are taken to be flat. -1: no such register; -2: rip. */
 struct operand {
     int8_t base, index, scale_shift, segment;
-    bool address32, address16;
+    bool address32;
     int64_t displacement;
     uint64_t next_va;
 };
 
-enum insn_kind decode(const uint8_t *bytes, size_t size, bool code16, uint64_t va, struct operand *operand);
+enum insn_kind decode(const uint8_t *bytes, size_t size, uint64_t va, struct operand *operand);
 
 #endif

@@ -96,17 +96,6 @@ static void emit_content(unsigned vcpu, uint64_t gfn, const uint8_t *page)
     stream_event(&event, sides, n);
 }
 
-void tables_content(unsigned vcpu, uint64_t gfn)
-{
-    uint8_t page[PAGE_BYTES];
-
-    tables_read(gfn << PAGE_SHIFT, page, sizeof page);
-    if (gfn < frames && by_frame[gfn]) {
-        memcpy(by_frame[gfn]->copy, page, sizeof page);
-    }
-    emit_content(vcpu, gfn, page);
-}
-
 static struct table *track(unsigned vcpu, uint64_t gfn)
 {
     struct control *control = stream_control();
@@ -202,19 +191,6 @@ static void for_children(unsigned vcpu, const uint8_t *page, enum table_kind kin
     }
 }
 
-static void link_table(unsigned vcpu, uint64_t gfn, enum table_kind kind)
-{
-    struct table *table;
-
-    if (gfn >= frames || !tables_in_ram(gfn << PAGE_SHIFT, PAGE_BYTES)) {
-        return;
-    }
-    table = by_frame[gfn] ? by_frame[gfn] : track(vcpu, gfn);
-    if (table && table->links[kind]++ == 0) {
-        for_children(vcpu, table->copy, kind, true);
-    }
-}
-
 static bool is_linked(const struct table *table)
 {
     for (unsigned kind = 0; kind < TABLE_KINDS; kind++) {
@@ -223,6 +199,42 @@ static bool is_linked(const struct table *table)
         }
     }
     return false;
+}
+
+/* A page that is linked again: a device may have written to it meanwhile, which no store shows. */
+static void look_again(unsigned vcpu, struct table *table)
+{
+    const uint64_t walker_bits = 0x60ull | 0x60ull << 32;
+    const uint8_t *now = ram + table->gfn * PAGE_BYTES;
+
+    for (unsigned at = 0; at < PAGE_BYTES; at += 8) {
+        uint64_t ours, theirs;
+        memcpy(&ours, table->copy + at, 8);
+        memcpy(&theirs, now + at, 8);
+        if ((ours ^ theirs) & ~walker_bits) {
+            memcpy(table->copy, now, PAGE_BYTES);
+            emit_content(vcpu, table->gfn, table->copy);
+            return;
+        }
+    }
+}
+
+static void link_table(unsigned vcpu, uint64_t gfn, enum table_kind kind)
+{
+    struct table *table;
+
+    if (gfn >= frames || !tables_in_ram(gfn << PAGE_SHIFT, PAGE_BYTES)) {
+        return;
+    }
+    table = by_frame[gfn];
+    if (!table) {
+        table = track(vcpu, gfn);
+    } else if (!is_linked(table)) {
+        look_again(vcpu, table);
+    }
+    if (table && table->links[kind]++ == 0) {
+        for_children(vcpu, table->copy, kind, true);
+    }
 }
 
 static void unlink_table(uint64_t gfn, enum table_kind kind)
@@ -323,6 +335,20 @@ void tables_store(unsigned vcpu, uint64_t gpa, unsigned size)
     if (!is_linked(table) && --table->linger_left == 0) {
         retire(table);
     }
+}
+
+/* A page's content, though it is no table: where PAE's four pointers lie. */
+void tables_content(unsigned vcpu, uint64_t gfn)
+{
+    uint8_t page[PAGE_BYTES];
+
+    tables_read(gfn << PAGE_SHIFT, page, sizeof page);
+    if (gfn < frames && by_frame[gfn]) {
+        for (unsigned at = 0; at < PAGE_BYTES; at += 8) {
+            relink(vcpu, by_frame[gfn], page, at, 8);
+        }
+    }
+    emit_content(vcpu, gfn, page);
 }
 
 /* CR4.PSE decides whether bit 7 of a two-level directory's entry makes it a big page or means nothing. */

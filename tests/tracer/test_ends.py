@@ -137,3 +137,21 @@ def test_killing_a_part_loses_nothing_that_was_committed(victim: str, tmp_path: 
     report = cli("report", trace)
     assert report.returncode == 0, report.stderr
     assert {"gdb": "poweroff", "shadowtrace": "NOT SEALED", "qemu-system-x86": "crash"}[victim] in report.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_ends_the_recording_with_one_sentence(tmp_path: Path, cli: Cli) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr}")
+    try:
+        done = cli("record", "cloud-amd64", "-o", tmp_path / "t.db")
+        assert done.returncode == 1
+        assert "cannot be written" in done.stderr
+        assert "full" in done.stderr
+        assert "Traceback" not in done.stderr
+        with TraceReader(tmp_path / "t.db") as trace:
+            assert trace.count() > 10_000
+            assert trace.recording["ended"] in (None, "storage")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
