@@ -16,6 +16,7 @@ from analyzer.model import Parameters
 from db.errors import TraceError, UsageError
 from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
 from db.trace import TraceReader, store_run
+from x86.registers import Mode, paging_mode
 
 #: Replayed events between two calls of a progress function.
 PROGRESS_EVENTS = 65536
@@ -51,6 +52,8 @@ def replay(
     for number, event in enumerate(trace.events(), 1):
         if event.vcpu >= vcpus:
             raise UsageError(f"event {number} is of vCPU {event.vcpu}, but the trace says it has {vcpus}", "the trace is damaged")
+        if event.kind == Kind.REGS and not parameters.strict:
+            _refuse_five_levels(number, event)
         try:
             feed(mmu, event)
         except ValueError as error:
@@ -62,6 +65,15 @@ def replay(
     if audit_every:
         audit(mmu)
     return mmu
+
+
+def _refuse_five_levels(number: int, event: Event) -> None:
+    cr0, cr4, efer = event.extra if isinstance(event.extra, tuple) else (0, 0, 0)
+    if paging_mode(cr0 or 0, cr4 or 0, efer or 0) is Mode.LA57:
+        raise UsageError(
+            f"the guest turns on five-level paging (LA57) at event {number}: the models stop at four levels",
+            "record it on a CPU without la57: record GUEST -o FILE -- -cpu qemu64",
+        )
 
 
 def feed(mmu: Mmu, event: Event) -> None:

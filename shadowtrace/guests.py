@@ -16,8 +16,8 @@ def command() -> None:
     Example:
       shadowtrace guests
     """
-    rows = [("guest", "paging", "RAM", "vCPUs", "boot", "what it is")]
+    rows = [("guest", "paging", "boot", "what it is")]
     for name in guest.names():
         recipe = guest.load(name)
-        rows.append((name, recipe.mode, f"{recipe.memory_mib} MiB", str(recipe.vcpus), f"{recipe.seconds} s", recipe.title))
+        rows.append((name, recipe.mode, f"{recipe.seconds} s", recipe.title))
     click.echo(columns(rows))

@@ -64,14 +64,15 @@ def command(
     if touch_entries & touch_entries - 1 or not 0 <= touch_entries <= 65536:
         raise UsageError(f"--touch {touch_entries} is no power of two up to 65536", "for example --touch 1024, or 0 for page tables only")
     named, arguments = _what(guest, qemu_args)
+    recipe = guests.load(named) if named is not None else None
     request = Request(
         output=output,
-        guest=guests.load(named) if named is not None else None,
+        guest=recipe,
         arguments=arguments,
         program=program,
         force=force,
         until=until,
-        seconds=seconds,
+        seconds=seconds or (recipe.limit if recipe is not None else None),
         marks=marks,
         checks=checks,
         capture=Capture(touch_entries, linger, max_tables, user_stores),

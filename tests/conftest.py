@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tracer import guest
+from tracer import guest, resources
+from tracer.apt import Apt
 from tracer.record import Outcome, Request, record
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -70,3 +71,23 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
     )
     yield Boot(folder / "boot.db", folder / "qemu.log", record(request))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def qemu_of_backports() -> str:
+    """A QEMU of Debian's backports, unpacked beside the installed one: the path of a program that runs it."""
+    folder = resources.cache("tests") / "qemu-of-backports"
+    program = folder / "qemu-system-x86_64"
+    if not program.exists():
+        mirror = "http://deb.debian.org/debian"
+        shutil.rmtree(folder, ignore_errors=True)
+        apt = Apt(folder / "apt", "amd64", [f"{mirror} bookworm main", f"{mirror} bookworm-backports main"])
+        packages = ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")
+        roots = {name: apt.unpack(f"{name}/bookworm-backports") for name in packages}
+        binary = roots["qemu-system-x86"] / "usr/bin/qemu-system-x86_64"
+        modules = roots["qemu-system-common"] / "usr/lib/x86_64-linux-gnu/qemu"
+        firmware = [roots["qemu-system-data"] / "usr/share/qemu", roots["seabios"] / "usr/share/seabios"]
+        search = " ".join(f"-L {path}" for path in firmware)
+        program.write_text(f'#!/bin/sh\nexport QEMU_MODULE_DIR={modules}\nexec {binary} {search} "$@"\n')
+        program.chmod(0o755)
+    return str(program)

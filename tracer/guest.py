@@ -4,48 +4,44 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from db.errors import UsageError
 from tracer import resources
-from tracer.images import Images, fetch
+from tracer.images import Images, Source, fetch
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest we ship: which packages it is made of and how QEMU starts it."""
+    """A guest we ship: which files it is made of, and how QEMU starts it."""
 
     name: str
     title: str
     mode: str
-    """The paging mode it ends up in, in words."""
+    """The paging modes it shows, in words."""
     seconds: int
-    """About how long a traced boot takes."""
+    """About how long recording it takes."""
+    limit: float | None
+    """Seconds after which it is stopped, for a guest that never ends by itself."""
     arch: str
     """Debian's name of the architecture its packages are for."""
-    kernel: str
-    """The kernel's (meta) package."""
-    append: str
-    machine: str
-    cpu: str
-    memory_mib: int
-    vcpus: int
-    processes: int
-    """Processes that init starts, one after the other, before it powers off."""
+    sources: Mapping[str, Source]
+    """Where each of its files comes from, by the name that the arguments use."""
+    options: tuple[str, ...]
+    """QEMU's arguments, with ``{name}`` where a file's path goes."""
 
     def images(self) -> Images:
-        """Its images, fetched and built if need be; raises ``ShadowtraceError`` where that fails."""
-        return fetch(self.name, self.arch, self.kernel, self.processes)
+        """Its files, fetched and built if need be; raises ``ShadowtraceError`` where that fails."""
+        return fetch(self.name, self.arch, self.sources)
 
     def arguments(self, images: Images) -> list[str]:
-        """QEMU's arguments."""
-        return [
-            *("-M", self.machine, "-cpu", self.cpu, "-m", f"{self.memory_mib}M", "-smp", str(self.vcpus)),
-            *("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"),
-            *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
-            *("-kernel", str(images.kernel), "-initrd", str(images.initramfs), "-append", self.append),
-        ]
+        """QEMU's arguments, with a serial console on its standard output."""
+        common = ("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none")
+        console = ("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console")
+        return [*common, *console, *(option.format_map(images.paths) for option in self.options)]
 
 
 def names() -> list[str]:
@@ -57,24 +53,25 @@ def load(name: str) -> Guest:
     """The recipe called ``name``; ``UsageError`` where there is none."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or name not in names():
         raise UsageError(f"there is no guest called {name!r}", f"guests: {', '.join(names())}; or your own: record -o FILE -- QEMU ARGS")
-    return _read(name, resources.scripts() / "guests" / name / "guest.toml")
-
-
-def _read(name: str, path: Path) -> Guest:
-    with path.open("rb") as file:
+    folder = resources.scripts() / "guests" / name
+    with (folder / "guest.toml").open("rb") as file:
         recipe = tomllib.load(file)
-    packages, machine = recipe["packages"], recipe["machine"]
     return Guest(
         name=name,
         title=recipe["title"],
         mode=recipe["mode"],
         seconds=recipe["seconds"],
-        arch=packages["arch"],
-        kernel=packages["kernel"],
-        append=recipe["append"],
-        machine=machine["type"],
-        cpu=machine["cpu"],
-        memory_mib=machine["memory_mib"],
-        vcpus=machine.get("vcpus", 1),
-        processes=recipe["processes"],
+        limit=recipe.get("limit"),
+        arch=recipe.get("arch", "amd64"),
+        sources={file: _source(folder, source) for file, source in recipe["files"].items()},
+        options=tuple(recipe["arguments"]),
+    )
+
+
+def _source(folder: Path, recipe: dict[str, Any]) -> Source:
+    return Source(
+        package=recipe.get("package", ""),
+        path=recipe.get("path", ""),
+        processes=recipe.get("processes"),
+        assembly=folder / recipe["assembly"] if "assembly" in recipe else None,
     )

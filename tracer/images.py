@@ -1,26 +1,20 @@
-"""Guest images from Debian's packages: downloaded and unpacked in a private apt folder, never installed."""
+"""Guest images from Debian's packages and our own sources, kept in a cache and checked by digest before they are used."""
 
 from __future__ import annotations
 
+import gzip
 import json
-import os
-import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from db.errors import ShadowtraceError
 from tracer import resources
+from tracer.apt import Apt
 from tracer.symbols import sha256
-
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_RELEASE = "http://deb.debian.org/debian bookworm main"
-_UPDATES = (
-    "http://deb.debian.org/debian bookworm-updates main",
-    "http://deb.debian.org/debian-security bookworm-security main",
-)
 
 #: What init does: processes one after the other, each a fork and an exec; then the machine goes off.
 _INIT = """\
@@ -37,115 +31,105 @@ echo shadowtrace: $i processes
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a guest's file comes from: a path in a package, an initramfs around a package's busybox, or assembly of our own."""
+
+    package: str = ""
+    path: str = ""
+    """A glob within the package; a file that ends in .gz is unpacked."""
+    processes: int | None = None
+    """For an initramfs: processes that init starts, one after the other, before it powers off."""
+    assembly: Path | None = None
+
+
+@dataclass(frozen=True)
 class Images:
-    """A guest's files, and what they are."""
+    """A guest's files by name, what they are, and the package that its kernel came from."""
 
-    kernel: Path
-    initramfs: Path
-    kernel_package: str
-    kernel_sha256: str
+    paths: Mapping[str, Path]
+    kernel_package: str | None
 
 
-def fetch(name: str, arch: str, kernel_package: str, processes: int) -> Images:
+def fetch(name: str, arch: str, sources: Mapping[str, Source]) -> Images:
     """The images of a guest: from the cache, checked by digest, or fetched and built. Raises ``ShadowtraceError``."""
     folder = resources.cache("guests") / name
-    kept = _kept(folder)
+    recipe = _recipe(sources)
+    kept = _kept(folder, recipe)
     if kept is not None:
         return kept
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
         made = Path(work) / "made"
         made.mkdir()
-        apt = _Apt(Path(work) / "apt", arch)
-        package = apt.versioned(kernel_package)
-        unpacked = apt.unpack(package)
-        kernels = list(unpacked.glob("boot/vmlinuz-*"))
-        if len(kernels) != 1:
-            raise ShadowtraceError(f"the package {package} has no kernel image in it", "has Debian changed its layout?")
-        shutil.copyfile(kernels[0], made / "vmlinuz")
-        busybox = apt.unpack("busybox-static") / "bin" / "busybox"
-        (made / "initramfs").write_bytes(initramfs(busybox.read_bytes(), processes))
-        digests = {file: sha256(made / file) for file in ("vmlinuz", "initramfs")}
-        (made / "manifest.json").write_text(json.dumps({"package": package, "sha256": digests}))
+        package = _make(made, Path(work) / "apt", arch, sources)
+        digests = {file: sha256(made / file) for file in sources}
+        (made / "manifest.json").write_text(json.dumps({"recipe": recipe, "package": package, "sha256": digests}))
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
-    done = _kept(folder)
+    done = _kept(folder, recipe)
     if done is None:
         raise ShadowtraceError(f"the images in {folder} are not what was written", "is the disk full or failing?")
     return done
 
 
-def _kept(folder: Path) -> Images | None:
+def _recipe(sources: Mapping[str, Source]) -> dict[str, list[str]]:
+    """What the images are made from, to tell whether those in the cache are still right."""
+    return {
+        name: [source.package, source.path, str(source.processes), sha256(source.assembly) if source.assembly else ""]
+        for name, source in sorted(sources.items())
+    }
+
+
+def _kept(folder: Path, recipe: dict[str, list[str]]) -> Images | None:
     """The images in a cache folder, if they are there and are what the manifest says."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         digests = manifest["sha256"]
-        if any(sha256(folder / file) != digests[file] for file in ("vmlinuz", "initramfs")):
+        if manifest["recipe"] != recipe or any(sha256(folder / file) != digest for file, digest in digests.items()):
             return None
-        return Images(folder / "vmlinuz", folder / "initramfs", manifest["package"], digests["vmlinuz"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Images({file: folder / file for file in digests}, manifest["package"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-class _Apt:
-    """apt with a state folder of its own, for any architecture; the system's packages are neither seen nor changed."""
+def _make(made: Path, work: Path, arch: str, sources: Mapping[str, Source]) -> str | None:
+    """Build every file; the package of the one called ``kernel``."""
+    apt = Apt(work, arch) if any(source.package for source in sources.values()) else None
+    kernel_package = None
+    for name, source in sources.items():
+        if source.assembly is not None:
+            assemble(source.assembly, made / name)
+            continue
+        if apt is None:
+            raise ShadowtraceError(f"the guest's file {name} comes from nowhere", "its recipe is wrong")
+        package = apt.versioned(source.package)
+        unpacked = apt.unpack(package)
+        if source.processes is not None:
+            (made / name).write_bytes(initramfs((unpacked / "bin" / "busybox").read_bytes(), source.processes))
+            continue
+        found = list(unpacked.glob(source.path))
+        if len(found) != 1:
+            raise ShadowtraceError(f"the package {package} has {len(found)} files {source.path}", "has Debian changed its layout?")
+        content = found[0].read_bytes()
+        (made / name).write_bytes(gzip.decompress(content) if found[0].suffix == ".gz" else content)
+        if name == "kernel":
+            kernel_package = package
+    return kernel_package
 
-    def __init__(self, folder: Path, arch: str) -> None:
-        self._folder = folder
-        for path in ("state/lists/partial", "cache/archives/partial", "debs"):
-            (folder / path).mkdir(parents=True)
-        (folder / "status").touch()
-        settings = {
-            "Dir::State": folder / "state",
-            "Dir::State::status": folder / "status",
-            "Dir::Cache": folder / "cache",
-            "Dir::Etc::sourcelist": folder / "sources.list",
-            "Dir::Etc::sourceparts": "/dev/null",
-            "Dir::Etc::preferencesparts": "/dev/null",
-            "APT::Architecture": arch,
-            "APT::Sandbox::User": "root",
-            "Acquire::Languages": "none",
-        }
-        lines = [f'{key} "{value}";' for key, value in settings.items()]
-        (folder / "apt.conf").write_text("\n".join([*lines, f'APT::Architectures {{ "{arch}"; }};', ""]))
-        try:
-            self._update(_RELEASE, *_UPDATES)
-        except ShadowtraceError:
-            # A mirror may be in the middle of taking up an update: the release itself will do.
-            self._update(_RELEASE)
 
-    def _update(self, *sources: str) -> None:
-        lines = [f"deb [signed-by={_KEYRING}] {source}\n" for source in sources]
-        (self._folder / "sources.list").write_text("".join(lines))
-        self._run("apt-get", "update", "-qq")
-
-    def _run(self, *command: str) -> str:
-        environment = {**os.environ, "APT_CONFIG": str(self._folder / "apt.conf"), "LC_ALL": "C"}
-        try:
-            done = subprocess.run(command, cwd=self._folder / "debs", env=environment, capture_output=True, text=True, check=False)
-        except FileNotFoundError as error:
-            raise ShadowtraceError(f"there is no {command[0]}", "guests are made from Debian's packages: this needs Debian") from error
-        if done.returncode:
-            raise ShadowtraceError(
-                f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}", "does this machine reach Debian's packages?"
-            )
-        return done.stdout
-
-    def versioned(self, package: str) -> str:
-        """The package with the kernel image that a kernel's meta package depends on; else the package itself."""
-        shown = self._run("apt-cache", "show", "--no-all-versions", package)
-        match = re.search(r"^Depends:.*?(linux-image-\d[^\s,]*)", shown, re.MULTILINE)
-        return match[1] if match else package
-
-    def unpack(self, package: str) -> Path:
-        """A folder with a package's files in it."""
-        self._run("apt-get", "download", "-qq", package)
-        debs = list((self._folder / "debs").glob(f"{package}_*.deb"))
-        if len(debs) != 1:
-            raise ShadowtraceError(f"apt-get download {package} brought {len(debs)} files", "has Debian changed its packages?")
-        target = self._folder / "unpacked" / package
-        target.mkdir(parents=True)
-        self._run("dpkg-deb", "--extract", str(debs[0]), str(target))
-        return target
+def assemble(source: Path, target: Path) -> None:
+    """Make a flat binary of an assembly source: a BIOS of 64 KiB, for address 0xf0000. Raises ``ShadowtraceError`` with what the assembler said."""
+    with tempfile.TemporaryDirectory() as folder:
+        elf = Path(folder) / "guest.elf"
+        for command in (
+            ("cc", "-m32", "-nostdlib", "-static", "-no-pie", "-Wl,-Ttext=0xf0000,--build-id=none", "-o", str(elf), str(source)),
+            ("objcopy", "-O", "binary", "-j", ".text", str(elf), str(target)),
+        ):
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+            except FileNotFoundError as error:
+                raise ShadowtraceError(f"there is no {command[0]}", "apt-get install gcc") from error
+            if done.returncode:
+                raise ShadowtraceError(f"{source.name} does not assemble: {done.stderr.strip()[-1000:]}", "is gcc complete?")
 
 
 def initramfs(busybox: bytes, processes: int) -> bytes:

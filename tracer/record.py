@@ -119,7 +119,7 @@ def _what(request: Request) -> tuple[list[str], dict[str, Any]]:
         return [*request.guest.arguments(images), *request.arguments], {
             "guest": request.guest.name,
             "title": request.guest.title,
-            "kernel": images.kernel_package.removeprefix("linux-image-"),
+            "kernel": images.kernel_package and images.kernel_package.removeprefix("linux-image-"),
         }
     return list(request.arguments), {"guest": "own", "title": "a guest of the user's", "kernel": None}
 

@@ -36,7 +36,7 @@ struct vcpu {
     uint64_t cr0, cr3, cr4, efer;
     struct table *roots[4];
     bool idt_known;
-    uint64_t idt_va;
+    uint64_t idt_va, gdt_va;
     uint64_t gate_gpa;              /* where gate 14 lies; 0: nowhere */
     _Atomic uint64_t fault_handler; /* gate 14's target; 0: none */
 };
@@ -154,13 +154,30 @@ static void record_mode(unsigned vcpu, uint64_t cr0, uint64_t cr4, uint64_t efer
 }
 
 static void look_up_handler(struct vcpu *v);
+static uint64_t translate(const struct vcpu *v, uint64_t va);
+
+/* Whether the code that runs is 64-bit code, and no 32-bit code in long mode: the L bit of CS's descriptor. */
+static bool runs_64_bit_code(unsigned vcpu)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    uint64_t descriptor = 0, where;
+
+    if (!(v->efer & EFER_LMA)) {
+        return false;
+    }
+    where = translate(v, v->gdt_va + (qemu_reg(vcpu, REG_CS) & 0xfff8));
+    if (where) {
+        tables_read(where, &descriptor, sizeof descriptor);
+    }
+    return descriptor >> 53 & 1;
+}
 
 static void record_invlpg(unsigned vcpu)
 {
     struct vcpu *v = &vcpus[vcpu];
     const struct operand *operand = &v->invlpg;
     uint64_t va = (uint64_t)operand->displacement;
-    bool flat64 = v->efer & EFER_LMA;
+    bool flat64 = runs_64_bit_code(vcpu);
 
     if (operand->base >= 0) {
         va += qemu_reg(vcpu, (enum reg)operand->base);
@@ -474,21 +491,25 @@ static void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t v
     memory_access(vcpu, info, va, true);
 }
 
-/* lidt loads its operand in two parts: the limit, then at + 2 the base. */
-static void on_lidt(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data)
+/* lidt and lgdt load their operand in two parts: the limit, then at + 2 the base. `data`: not null for lgdt. */
+static void on_table_register(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data)
 {
     struct vcpu *v = &vcpus[vcpu];
     unsigned shift = qemu_plugin_mem_size_shift(info);
     struct qemu_plugin_hwaddr *address = shift >= 2 ? qemu_plugin_get_hwaddr(info, va) : NULL;
 
-    (void)data;
     if (address && !qemu_plugin_hwaddr_is_io(address)) {
         pthread_mutex_lock(&lock);
-        v->idt_va = physical_entry(qemu_plugin_hwaddr_phys_addr(address), 1u << shift);
-        v->idt_known = true;
-        look_up_handler(v);
-        /* The gate's page may stand in some vCPU's cache of pages to which stores do not matter. */
-        atomic_fetch_add(&tables_generation, 1);
+        uint64_t base = physical_entry(qemu_plugin_hwaddr_phys_addr(address), 1u << shift);
+        if (data) {
+            v->gdt_va = base;
+        } else {
+            v->idt_va = base;
+            v->idt_known = true;
+            look_up_handler(v);
+            /* The gate's page may stand in some vCPU's cache of pages to which stores do not matter. */
+            atomic_fetch_add(&tables_generation, 1);
+        }
         pthread_mutex_unlock(&lock);
     }
 }
@@ -598,7 +619,8 @@ static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kin
         }
         break;
     case INSN_LIDT:
-        qemu_plugin_register_vcpu_mem_cb(insn, on_lidt, CB_NO_REGS, MEM_RW, NULL);
+    case INSN_LGDT:
+        qemu_plugin_register_vcpu_mem_cb(insn, on_table_register, CB_NO_REGS, MEM_RW, kind == INSN_LGDT ? vcpus : NULL);
         break;
     case INSN_READ_CR2:
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_read_cr2, CB_NO_REGS, NULL);

@@ -80,8 +80,8 @@ static enum insn_kind decode_group7(const uint8_t *bytes, size_t size, const str
     if (bytes[0] >> 6 == 3) {
         return INSN_PLAIN;
     }
-    if (reg == 3) {
-        return INSN_LIDT;
+    if (reg == 2 || reg == 3) {
+        return reg == 2 ? INSN_LGDT : INSN_LIDT;
     }
     if (reg == 7) {
         memset(operand, 0, sizeof *operand);

@@ -118,6 +118,7 @@ enum insn_kind {
     INSN_FAR,      /* may switch tasks, and so load cr3 */
     INSN_INVLPG,
     INSN_LIDT,
+    INSN_LGDT,
     INSN_READ_CR2,
 };
 
