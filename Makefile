@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := qemu-system-x86 gdb gcc libc6-dev python3-venv
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help demo test setup packages check docs clean
+.PHONY: help demo test setup packages check docs accuracy clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1  \t/p' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ $(VENV)/.ready: setup.cfg pyproject.toml | packages
 
 docs: setup ## write the parts of docs/ that are made from the code
 	$(BIN)/python docs/generate.py
+
+accuracy: setup ## measure how wrong first touches can be, into docs/accuracy.md (minutes)
+	$(BIN)/python docs/accuracy.py
 
 clean: ## forget the virtual environment and what tools left
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -40,7 +40,11 @@ recording = _table(
     _text("cpu_model", "QEMU's CPU model", nullable=True),
     _integer("ram_bytes", "guest RAM", nullable=True),
     _integer("vcpus", "virtual CPUs"),
-    _integer("touch_entries", "entries of each first-touch table; 0 = accesses were not recorded", nullable=True),
+    _text("touch", "which accesses were recorded: `first` touches, `every` one from the first user process on, or `none`", nullable=True),
+    _integer("touch_entries", "entries of each first-touch table", nullable=True),
+    _integer(
+        "drop_at_stores", "1: a store to a table dropped the touches that went through it, and was recorded as an access", nullable=True
+    ),
     _integer("linger", "stores that a page is watched for after its last link as a table went", nullable=True),
     _text("started", "when, ISO 8601, UTC", nullable=True),
     _text("version", "the shadowtrace that wrote the file"),

@@ -28,14 +28,23 @@ from tracer.record import Request, record
 @click.option("--qemu", "program", metavar="PROGRAM", help="Which qemu-system-x86_64 to run.")
 @click.option(
     "--touch",
-    "touch_entries",
-    default=1024,
+    type=click.Choice(["first", "every", "none"]),
+    default="first",
     show_default=True,
-    help="Entries of each first-touch table, a power of two; 0: page tables only.",
+    help="Which accesses: first touches; from the first user process on every one; none, page tables only.",
 )
+@click.option("--touch-entries", default=1024, show_default=True, help="Entries of each first-touch table, a power of two.")
+@click.option(
+    "--drop-at-stores/--keep-at-stores",
+    default=True,
+    show_default=True,
+    help="Whether a store to a table drops the touches that went through it.",
+)
+@click.option("--events", type=click.IntRange(1), metavar="N", help="Stop after N events.")
+@click.option("--deterministic", is_flag=True, help="Run on instruction counts and a fixed clock: twice the same.")
 @click.option("--linger", default=64, show_default=True, type=click.IntRange(1, 1024), help="Stores a retired table is watched for.")
 @click.option("--max-tables", default=1 << 18, show_default=True, type=click.IntRange(1), help="Tables tracked at once at the most.")
-@click.option("--user-stores", is_flag=True, help="With --touch 0: watch user code's stores too.")
+@click.option("--user-stores", is_flag=True, help="With --touch none: watch user code's stores too.")
 def command(
     guest: str | None,
     qemu_args: tuple[str, ...],
@@ -46,7 +55,11 @@ def command(
     marks: tuple[str, ...],
     checks: int,
     program: str | None,
+    touch: str,
     touch_entries: int,
+    drop_at_stores: bool,
+    events: int | None,
+    deterministic: bool,
     linger: int,
     max_tables: int,
     user_stores: bool,
@@ -61,8 +74,8 @@ def command(
       shadowtrace record cloud-amd64 -o boot.db
       shadowtrace record -o mine.db --for 60 -- -m 256M -cdrom my.iso
     """
-    if touch_entries & touch_entries - 1 or not 0 <= touch_entries <= 65536:
-        raise UsageError(f"--touch {touch_entries} is no power of two up to 65536", "for example --touch 1024, or 0 for page tables only")
+    if touch_entries & touch_entries - 1 or not 1 <= touch_entries <= 65536:
+        raise UsageError(f"--touch-entries {touch_entries} is no power of two up to 65536", "for example --touch-entries 1024")
     named, arguments = _what(guest, qemu_args)
     recipe = guests.load(named) if named is not None else None
     request = Request(
@@ -75,7 +88,10 @@ def command(
         seconds=seconds or (recipe.limit if recipe is not None else None),
         marks=marks,
         checks=checks,
-        capture=Capture(touch_entries, linger, max_tables, user_stores),
+        capture=Capture(touch_entries if touch != "none" else 0, linger, max_tables, user_stores, drop_at_stores),
+        every_access=touch == "every",
+        events=events,
+        deterministic=deterministic,
         version=__version__,
     )
     with recording_line() as progress:

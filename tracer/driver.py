@@ -13,6 +13,9 @@ _PROCESS_EVENTS = "proc_event_num_listeners"
 _AT_EXEC = "proc_exec_connector"
 _AT_EXEC_BYTES = 0x60
 _COMM_BYTES = 16
+
+#: The mark of the first program that is executed.
+FIRST_PROCESS = "first user process"
 _CR3_TABLE = 0x000F_FFFF_FFFF_F000
 
 
@@ -98,7 +101,7 @@ class Driver:
             return
         if self._first_exec:
             self._first_exec = False
-            self._on_mark("first user process")
+            self._on_mark(FIRST_PROCESS)
         name = comm.split(b"\0", 1)[0].decode(errors="backslashreplace")
         self._on_exec((session.register("cr3") & _CR3_TABLE) >> 12, int.from_bytes(pid, "little", signed=True), name)
 

@@ -28,6 +28,7 @@ REC_EFER, REC_PDPTES, REC_WORDS = 16, 17, 18
 NO_WORD = 0xFFFF_FFFF
 
 _CONTROL = struct.Struct("<17Q")
+_EVERY_ACCESS = struct.Struct("<Q")
 _CONTROL_MAGIC = 0x5368547230303031
 CONTROL_BYTES = 4096
 
@@ -78,6 +79,11 @@ def read_control(page: mmap.mmap) -> ControlPage:
     if magic not in (0, _CONTROL_MAGIC):
         raise ShadowtraceError("the capture plugin's control page makes no sense", "this is a defect of shadowtrace")
     return ControlPage(events, dropped, tables, peak, refused, faults, api, bool(closed), tuple(by_kind))
+
+
+def record_every_access(page: mmap.mmap) -> None:
+    """Have the plugin record each access from now on, not first touches alone."""
+    _EVERY_ACCESS.pack_into(page, _CONTROL.size, 1)
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ class Capture:
     linger: int = 64
     max_tables: int = 1 << 18
     user_stores: bool = False
+    drop_at_stores: bool = True
 
 
 class Machine:
@@ -153,7 +154,7 @@ class Machine:
         ram_fd = self._memfd("shadowtrace-ram", self.ram_bytes)
         control_fd = self._memfd("shadowtrace-control", plugin.CONTROL_BYTES)
         self.ram = stack.enter_context(mmap.mmap(ram_fd, self.ram_bytes, prot=mmap.PROT_READ))
-        self._control = stack.enter_context(mmap.mmap(control_fd, plugin.CONTROL_BYTES, prot=mmap.PROT_READ))
+        self._control = stack.enter_context(mmap.mmap(control_fd, plugin.CONTROL_BYTES))
         stream, stream_end = os.pipe()
         fcntl.fcntl(stream, _F_SETPIPE_SZ, _PIPE_BYTES)
         self.stream = stack.enter_context(os.fdopen(stream, "rb", buffering=0))
@@ -169,6 +170,7 @@ class Machine:
             linger=capture.linger,
             max_tables=capture.max_tables,
             user_stores=int(capture.user_stores),
+            drop_at_stores=int(capture.drop_at_stores),
         )
         if _value_of(arguments, "-accel") is None:
             arguments += ["-accel", "tcg,thread=multi" if self.vcpus > 1 else "tcg"]
@@ -249,6 +251,10 @@ class Machine:
     def control(self) -> plugin.ControlPage:
         """What the plugin has done so far."""
         return plugin.read_control(self._control)
+
+    def record_every_access(self) -> None:
+        """Have the plugin record each access from now on, not first touches alone."""
+        plugin.record_every_access(self._control)
 
     def alive(self) -> bool:
         """Whether QEMU runs."""

@@ -22,13 +22,14 @@ from db.rebuild import Rebuilt, Verdict, rebuild
 from db.trace import TraceReader, TraceWriter
 from tracer import gdb, plugin, qemu, symbols
 from tracer.check import check_machine
-from tracer.driver import Driver, check_symbols
+from tracer.driver import FIRST_PROCESS, Driver, check_symbols
 from tracer.guest import Guest
 from tracer.ingest import Ingest
 from tracer.qemu import Capture, Machine
 
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 120.0
+_DETERMINISTIC = ["-icount", "shift=3,sleep=off", "-rtc", "base=2020-01-01,clock=vm", "-seed", "1"]
 _STOP_SECONDS = 10.0
 
 #: Checks during a boot are this far apart on the average, in seconds.
@@ -50,6 +51,12 @@ class Request:
     checks: int = 0
     """Stops at random times at which the tables are checked against the guest's memory, besides the check at the end."""
     capture: Capture = field(default_factory=Capture)
+    every_access: bool = False
+    """Record each access: from the first user process on, or from the start where that moment cannot be known."""
+    events: int | None = None
+    """End after so many events."""
+    deterministic: bool = False
+    """Run on instruction counts, a fixed clock and a fixed seed: twice the same but for the very end."""
     version: str = ""
 
 
@@ -81,6 +88,8 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
     gdb.find_gdb()
     object_path = plugin.build()
     arguments, described = _what(request)
+    if request.deterministic:
+        arguments += _DETERMINISTIC
     qemu.check_arguments(arguments)
     kernel = _kernel(arguments)
     known = symbols.load(kernel) if kernel is not None else None
@@ -95,7 +104,9 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
         "cpu_model": qemu.cpu_model(arguments),
         "ram_bytes": qemu.ram_bytes(arguments),
         "vcpus": qemu.vcpus(arguments),
+        "touch": "none" if not request.capture.touch_entries else "every" if request.every_access else "first",
         "touch_entries": request.capture.touch_entries,
+        "drop_at_stores": int(request.capture.drop_at_stores),
         "linger": request.capture.linger,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": request.version,
@@ -249,6 +260,9 @@ class _Recording:
         if self.interrupt.came:
             self.machine.stop()
             return "interrupted", "interrupted by the user"
+        if self.request.events is not None and self.machine.control().events >= self.request.events:
+            self.machine.stop()
+            return "events", f"{self.request.events:,} events were recorded"
         if self.request.seconds is not None and time.monotonic() - self.start >= self.request.seconds:
             self.machine.stop()
             return "for", f"{self.request.seconds:g} seconds were over"
@@ -346,6 +360,8 @@ class _Recording:
         self.writer.add("loss", id=number, vcpu=0, seq=self.writer.events, count=count, cause=cause)
 
     def _mark(self, name: str) -> None:
+        if self.request.every_access and name == ("reset" if self.symbols is None else FIRST_PROCESS):
+            self.machine.record_every_access()
         self.ingest.add("mark", seq=self.machine.control().events, name=name, vcpu=0)
 
     def _exec(self, root_gfn: int, pid: int, comm: str) -> None:

@@ -25,11 +25,15 @@ enum { ACCESS_WRITE = 1, ACCESS_USER = 2, ACCESS_FETCH = 4, ACCESS_FAULT = 8 };
 #define BLOCK_VA_BITS 57
 
 #define LARGEST_ACCESS 64u
+#define NO_VA UINT64_MAX
 
 struct vcpu {
     uint64_t store_cache[STORE_CACHE]; /* virtual page + 1 that is known not to be a table */
     uint64_t generation;
     uint64_t *touched[TOUCH_KINDS]; /* virtual page << 1 | user, + 1 */
+    uint64_t *through[TOUCH_KINDS]; /* for each, the set of tables that its translation went through: table_bit()s */
+    uint64_t store_touch;           /* the store touch recorded last, or NO_VA */
+    _Atomic uint64_t stored_tables; /* tables that were stored to since the touches were last looked through */
     unsigned pending;
     struct operand invlpg;
     bool known; /* registers have been recorded once */
@@ -47,8 +51,11 @@ struct vcpu {
 static struct vcpu vcpus[MAX_VCPUS];
 static unsigned vcpu_count, touch_entries;
 static bool watch_user_stores;
+static const volatile struct control *control;
 static bool closed;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static bool drop_at_stores;
 
 static void drop_caches(struct vcpu *v)
 {
@@ -154,18 +161,18 @@ static void record_mode(unsigned vcpu, uint64_t cr0, uint64_t cr4, uint64_t efer
 }
 
 static void look_up_handler(struct vcpu *v);
-static uint64_t translate(const struct vcpu *v, uint64_t va);
+static uint64_t translate(const struct vcpu *v, uint64_t va, uint64_t *through);
 
 /* Whether the code that runs is 64-bit code, and no 32-bit code in long mode: the L bit of CS's descriptor. */
 static bool runs_64_bit_code(unsigned vcpu)
 {
     struct vcpu *v = &vcpus[vcpu];
-    uint64_t descriptor = 0, where;
+    uint64_t descriptor = 0, where, through = 0;
 
     if (!(v->efer & EFER_LMA)) {
         return false;
     }
-    where = translate(v, v->gdt_va + (qemu_reg(vcpu, REG_CS) & 0xfff8));
+    where = translate(v, v->gdt_va + (qemu_reg(vcpu, REG_CS) & 0xfff8), &through);
     if (where) {
         tables_read(where, &descriptor, sizeof descriptor);
     }
@@ -269,8 +276,14 @@ static uint64_t physical_entry(uint64_t gpa, unsigned bytes)
     return entry;
 }
 
-/* Where a virtual address lies, by the tables as they are; 0 where nothing maps it. */
-static uint64_t translate(const struct vcpu *v, uint64_t va)
+/* A set of tables in 64 bits: a table may share its bit with others, then more is dropped than need be. */
+static uint64_t table_bit(uint64_t gpa)
+{
+    return 1ull << ((gpa >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 58);
+}
+
+/* Where a virtual address lies, by the tables as they are, which go into `through`; 0 where nothing maps it. */
+static uint64_t translate(const struct vcpu *v, uint64_t va, uint64_t *through)
 {
     bool two_level = !(v->cr4 & CR4_PAE);
     unsigned bytes = two_level ? 4 : 8, bits = two_level ? 10 : 9, level;
@@ -289,6 +302,7 @@ static uint64_t translate(const struct vcpu *v, uint64_t va)
     }
     for (;; level--) {
         unsigned shift = PAGE_SHIFT + (level - 1) * bits;
+        *through |= table_bit(table);
         entry = physical_entry(table + (va >> shift & ((1u << bits) - 1)) * bytes, bytes);
         if (!(entry & PTE_PRESENT)) {
             return 0;
@@ -311,9 +325,9 @@ static void look_up_handler(struct vcpu *v)
     bool wide = v->efer & EFER_LMA;
     unsigned bytes = wide ? 16 : 8;
     uint8_t gate[16] = {0};
-    uint64_t handler = 0;
+    uint64_t handler = 0, through = 0;
 
-    v->gate_gpa = v->idt_known && (v->cr0 & CR0_PG) ? translate(v, v->idt_va + 14 * bytes) : 0;
+    v->gate_gpa = v->idt_known && (v->cr0 & CR0_PG) ? translate(v, v->idt_va + 14 * bytes, &through) : 0;
     if (v->gate_gpa) {
         tables_read(v->gate_gpa, gate, bytes);
     }
@@ -346,14 +360,14 @@ static bool stored_to_gate(uint64_t gpa)
 static void record_fault(unsigned vcpu)
 {
     struct vcpu *v = &vcpus[vcpu];
-    uint64_t stack = qemu_reg(vcpu, REG_RSP), where;
+    uint64_t stack = qemu_reg(vcpu, REG_RSP), where, through = 0;
     uint32_t error;
     uint16_t flags = ACCESS_FAULT;
 
     if (!(v->efer & EFER_LMA)) {
         stack &= 0xffffffffu;
     }
-    where = translate(v, stack);
+    where = translate(v, stack, &through);
     error = where ? (uint32_t)physical_entry(where, 4) : 0;
     if (error & ~PF_ERROR_BITS) {
         return; /* not pushed by a page fault: a handler that other vectors share */
@@ -367,8 +381,10 @@ static void record_fault(unsigned vcpu)
 
 /* ---- touches and stores ---- */
 
-static void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t *entry, uint64_t tag)
+static void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag)
 {
+    struct vcpu *v = &vcpus[vcpu];
+    unsigned slot = (va >> PAGE_SHIFT) & (touch_entries - 1);
     static const uint16_t kind_flags[] = {0, ACCESS_WRITE, ACCESS_FETCH};
     uint16_t flags = (uint16_t)(kind_flags[kind] | (user ? ACCESS_USER : 0));
     struct record event = {.kind = REC_ACCESS, .vcpu = (uint8_t)vcpu, .flags = flags, .addr = va};
@@ -376,23 +392,43 @@ static void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, u
     pthread_mutex_lock(&lock);
     if (!closed) {
         stream_event(&event, NULL, 0);
-        *entry = tag;
+        v->store_touch = kind == TOUCH_STORE ? va : NO_VA;
+        v->touched[kind][slot] = tag;
+        v->through[kind][slot] = 0;
+        if (drop_at_stores) {
+            translate(v, va, &v->through[kind][slot]);
+        }
     }
     pthread_mutex_unlock(&lock);
 }
 
+/* A store to a table may make a model zap what went through it: touches that did are touches no more. */
+static void drop_touches(struct vcpu *v)
+{
+    uint64_t stored = atomic_exchange(&v->stored_tables, 0);
+
+    for (unsigned kind = 0; kind < TOUCH_KINDS; kind++) {
+        for (unsigned i = 0; i < touch_entries; i++) {
+            v->touched[kind][i] = v->through[kind][i] & stored ? 0 : v->touched[kind][i];
+        }
+    }
+}
+
 static inline void touch(unsigned vcpu, enum touch kind, uint64_t va, bool user)
 {
+    struct vcpu *v = &vcpus[vcpu];
     uint64_t page = va >> PAGE_SHIFT, tag = (page << 1 | user) + 1;
-    uint64_t *entry = &vcpus[vcpu].touched[kind][page & (touch_entries - 1)];
 
-    if (*entry != tag) {
-        touch_slow(vcpu, kind, va, user, entry, tag);
+    if (atomic_load_explicit(&v->stored_tables, memory_order_relaxed)) {
+        drop_touches(v);
+    }
+    if (v->touched[kind][page & (touch_entries - 1)] != tag || control->every_access) {
+        touch_slow(vcpu, kind, va, user, tag);
     }
 }
 
 /* The part of a store that lies in one page. */
-static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size)
+static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user)
 {
     struct vcpu *v = &vcpus[vcpu];
     struct qemu_plugin_hwaddr *address = qemu_plugin_get_hwaddr(info, va);
@@ -409,15 +445,25 @@ static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
         return;
     }
     notice_cr3(vcpu);
+    if (drop_at_stores && v->store_touch != va) {
+        /* Where the page is shadowed each store to it faults, not the first alone. */
+        uint16_t flags = user ? ACCESS_WRITE | ACCESS_USER : ACCESS_WRITE;
+        struct record event = {.kind = REC_ACCESS, .vcpu = (uint8_t)vcpu, .flags = flags, .addr = va};
+        stream_event(&event, NULL, 0);
+    }
+    v->store_touch = NO_VA;
     /* A store of 16 bytes (cmpxchg16b, SSE) is two of 8: no hypervisor of that time emulated it as one. */
     for (unsigned at = 0; at < size; at += 8) {
         if (tables_is_tracked(gpa)) {
             tables_store(vcpu, gpa + at, size - at < 8 ? size - at : 8);
         }
     }
+    for (unsigned i = 0; drop_at_stores && i < vcpu_count; i++) {
+        atomic_fetch_or(&vcpus[i].stored_tables, table_bit(gpa));
+    }
 }
 
-static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size)
+static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user)
 {
     struct vcpu *v = &vcpus[vcpu];
     unsigned room = PAGE_BYTES - (unsigned)(va & (PAGE_BYTES - 1));
@@ -429,9 +475,9 @@ static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, u
             memset(v->store_cache, 0, sizeof v->store_cache);
             v->generation = generation;
         }
-        store_in_page(vcpu, info, va, size < room ? size : room);
+        store_in_page(vcpu, info, va, size < room ? size : room, user);
         if (size > room) {
-            store_in_page(vcpu, info, va + room, size - room);
+            store_in_page(vcpu, info, va + room, size - room, user);
         }
         if (atomic_load(&tables_generation) != generation) {
             memset(v->store_cache, 0, sizeof v->store_cache);
@@ -440,7 +486,7 @@ static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, u
     pthread_mutex_unlock(&lock);
 }
 
-static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va)
+static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user)
 {
     struct vcpu *v = &vcpus[vcpu];
     unsigned size = 1u << qemu_plugin_mem_size_shift(info);
@@ -450,7 +496,7 @@ static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va)
         v->generation == atomic_load_explicit(&tables_generation, memory_order_acquire)) {
         return;
     }
-    store_slow(vcpu, info, va, size);
+    store_slow(vcpu, info, va, size, user);
 }
 
 static void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data)
@@ -458,7 +504,7 @@ static void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
     (void)data;
     /* QEMU 7.2 calls for loads too, whatever was asked. */
     if (qemu_plugin_mem_is_store(info)) {
-        store(vcpu, info, va);
+        store(vcpu, info, va, false);
     }
 }
 
@@ -475,7 +521,7 @@ static inline void memory_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint
         }
     }
     if (is_store) {
-        store(vcpu, info, va);
+        store(vcpu, info, va, user);
     }
 }
 
@@ -754,7 +800,7 @@ static int refuse(const char *why)
     return 1;
 }
 
-/* Arguments: stream, control, ram: inherited descriptors; ram_bytes; linger, touch, max_tables, user_stores. */
+/* Arguments: stream, control, ram: inherited descriptors; ram_bytes; linger, touch, drop_at_stores, max_tables, user_stores. */
 __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
     extern int qemu_plugin_version;
@@ -768,6 +814,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
     }
     vcpu_count = (unsigned)info->system.max_vcpus;
     touch_entries = (unsigned)argument(argc, argv, "touch", 1024);
+    drop_at_stores = touch_entries && argument(argc, argv, "drop_at_stores", 1);
     watch_user_stores = argument(argc, argv, "user_stores", 0);
     if (vcpu_count > MAX_VCPUS || touch_entries > MAX_TOUCH || (touch_entries & (touch_entries - 1))) {
         return refuse("bad number of vCPUs or of first-touch entries");
@@ -775,7 +822,8 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
     for (unsigned i = 0; i < vcpu_count && touch_entries; i++) {
         for (unsigned kind = 0; kind < TOUCH_KINDS; kind++) {
             vcpus[i].touched[kind] = calloc(touch_entries, sizeof(uint64_t));
-            if (!vcpus[i].touched[kind]) {
+            vcpus[i].through[kind] = calloc(touch_entries, sizeof(uint64_t));
+            if (!vcpus[i].touched[kind] || !vcpus[i].through[kind]) {
                 return refuse("out of memory");
             }
         }
@@ -791,6 +839,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
         return refuse("no thread can be started");
     }
     pthread_detach(flusher);
+    control = stream_control();
     stream_control()->api = (uint64_t)qemu_plugin_version;
     qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
     qemu_plugin_register_atexit_cb(id, on_exit_qemu, NULL);

@@ -57,7 +57,7 @@ struct record {
     uint64_t value;
 };
 
-/* What the recorder can look at while the guest runs: the first page of the control memfd. */
+/* What the recorder looks at, and one thing it says, while the guest runs: the control memfd's page. */
 struct control {
     uint64_t magic;
     uint64_t events;       /* events put into the stream */
@@ -69,6 +69,7 @@ struct control {
     uint64_t api;          /* qemu_plugin_version */
     uint64_t closed;       /* 1: the last record is out */
     uint64_t by_kind[8];
+    uint64_t every_access; /* set by the recorder: record each access, not first touches alone */
 };
 
 #define CONTROL_MAGIC 0x5368547230303031ull

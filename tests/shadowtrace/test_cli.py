@@ -101,7 +101,7 @@ WRONG = {
     "too much RAM": (["record", "-o", "x.db", "--", "-m", "8G"], "up to 2 GiB", "-m 2G"),
     "no such symbol": (["record", "cloud-amd64", "--until", "no_such_function", "-o", "x.db"], "no symbol 'no_such_function'", "kallsyms"),
     "no kernel": (["record", "-o", "x.db", "--", "-kernel", "absent"], "no kernel image absent", "takes a file"),
-    "bad touch": (["record", "cloud-amd64", "-o", "x.db", "--touch", "100"], "no power of two", "1024"),
+    "bad touch": (["record", "cloud-amd64", "-o", "x.db", "--touch-entries", "100"], "no power of two", "1024"),
 }
 
 

@@ -119,3 +119,18 @@ def test_random_stops_of_a_boot_are_checked(tmp_path: Path) -> None:
     assert len(checks) > 4
     assert sum(check["missing"] + check["different"] + (check["leaves_different"] or 0) for check in checks) == 0
     assert [check["seq"] for check in checks] == sorted({check["seq"] for check in checks})
+
+
+def test_deterministic_recordings_are_the_same_but_for_the_very_end(tmp_path: Path) -> None:
+    """After the guest has asked to be powered off it runs on until QEMU's main loop stops it: a moment more or less."""
+    recordings = []
+    for number in (1, 2):
+        trace = tmp_path / f"{number}.db"
+        record(Request(trace, guest.load("cloud-amd64"), deterministic=True, version="test"))
+        with TraceReader(trace) as opened:
+            recordings.append(list(opened.events()))
+    first, second = recordings
+    length = min(len(first), len(second))
+    assert length > 1_000_000
+    assert abs(len(first) - len(second)) < 1000
+    assert first[:length] == second[:length]

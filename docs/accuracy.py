@@ -1,0 +1,167 @@
+"""How wrong first touches can be: writes docs/accuracy.md.
+
+A trace of every access is replayed as it is, and once more for each size of a first-touch table, with only the accesses that
+such tables would have let through. All runs see the same execution of the guest. Run by ``make accuracy``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from analyzer.facts import Facts, facts
+from analyzer.mmu import Mmu
+from analyzer.model import parameters
+from analyzer.replay import feed
+from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, Event, Kind
+from db.rebuild import Cpu, Rebuilt
+from db.trace import TraceReader
+from tracer.driver import FIRST_PROCESS
+from x86.paging import PAGE_BYTES, PRESENT, Table, child_gfn, index_shift, is_big_page, roots
+from x86.registers import Mode
+
+SIZES = (64, 256, 1024, 4096)
+EVENTS = 6_000_000
+
+#: What is compared: name, and where it is in the facts.
+COMPARED = {
+    "faults": ("access", "faults"),
+    "lookups": ("get_page", "lookups"),
+    "hits": ("get_page", "hits"),
+    "pages made": ("get_page", "misses"),
+    "stores emulated": ("writes", "protected"),
+    "flood zaps": ("zaps", "flood"),
+    "leaf entries made": ("fills", "leaf"),
+    "pages alive": ("live", "total"),
+    "contents late": ("contents", "changed"),
+}
+
+
+class _Touches:
+    """First-touch tables of one vCPU, as the plugin has them, except that sets of tables are exact here."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._slots: dict[tuple[int, int], int] = {}
+        self._through: dict[int, set[tuple[int, int]]] = {}
+
+    def is_new(self, event: Event, tables: list[int]) -> bool:
+        """Whether an access is a first touch; it is none from now on, until one of ``tables`` is stored to."""
+        page = event.addr >> 12
+        slot = (event.flags & (ACCESS_WRITE | ACCESS_FETCH), page % self._size)
+        tag = page << 1 | bool(event.flags & ACCESS_USER)
+        if self._slots.get(slot) == tag:
+            return False
+        self._slots[slot] = tag
+        for gfn in tables:
+            self._through.setdefault(gfn, set()).add(slot)
+        return True
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._slots.clear()
+        self._through.clear()
+
+    def store(self, gfn: int) -> None:
+        """Forget what went through a table."""
+        for slot in self._through.pop(gfn, ()):
+            self._slots.pop(slot, None)
+
+    def invlpg(self, page: int) -> None:
+        """Forget one page."""
+        for kind in (0, ACCESS_WRITE, ACCESS_FETCH):
+            if self._slots.get((kind, page % self._size), 0) >> 1 == page:
+                del self._slots[kind, page % self._size]
+
+
+def _tables_of(rebuilt: Rebuilt, va: int) -> list[int]:
+    """The frames of the tables that translate an address now."""
+    cpu = rebuilt.cpus.get(0, Cpu())
+    for start, root in roots(rebuilt.memory, cpu.cr3, cpu.mode, cpu.pdptes):
+        if cpu.mode is Mode.PAE and start >> 30 != va >> 30 & 3:
+            continue
+        table, found = root, []
+        while table.gfn in rebuilt.pages:
+            found.append(table.gfn)
+            at = (va >> index_shift(table.level, table.entry_bytes) & PAGE_BYTES // table.entry_bytes - 1) * table.entry_bytes
+            entry = int.from_bytes(rebuilt.pages[table.gfn][at : at + table.entry_bytes], "little")
+            if table.level == 1 or not entry & PRESENT or is_big_page(entry, table.level, cpu.mode, cpu.cr4):
+                break
+            table = Table(child_gfn(entry, table.entry_bytes), table.level - 1, table.entry_bytes)
+        return found
+    return []
+
+
+def first_touches(events: list[Event], start: int, size: int, at_stores: bool) -> Iterator[Event]:
+    """The events that a recording with tables of ``size`` entries would hold from event ``start`` on.
+
+    ``at_stores``: a store to a page table drops what went through that table, and is recorded as an access each time.
+    """
+    touches, rebuilt = _Touches(size), Rebuilt()
+    for number, event in enumerate(events):
+        rebuilt.apply(event)
+        if event.kind == Kind.ACCESS:
+            stores = at_stores and number + 1 < len(events) and events[number + 1].kind == Kind.WRITE
+            new = touches.is_new(event, _tables_of(rebuilt, event.addr) if at_stores and number >= start else [])
+            if number >= start and not new and not stores and not event.flags & ACCESS_FAULT:
+                continue
+        elif event.kind in (Kind.CR3, Kind.REGS):
+            touches.clear()
+        elif event.kind == Kind.WRITE and at_stores:
+            touches.store(event.addr >> 12)
+        elif event.kind == Kind.INVLPG:
+            touches.invlpg(event.addr >> 12)
+        yield event
+
+
+def replayed(events: Iterator[Event]) -> tuple[int, Facts]:
+    """How many accesses there were, and the facts of the default model."""
+    mmu = Mmu(parameters("kvm-2.6.20"))
+    for event in events:
+        feed(mmu, event)
+    return mmu.counters.events_access, facts(mmu)
+
+
+def measured(trace: Path) -> str:
+    """One trace's table, in Markdown."""
+    with TraceReader(trace) as opened:
+        events = list(opened.events())
+        starts = [mark["seq"] for mark in opened.rows("mark") if mark["name"] == FIRST_PROCESS]
+    start = starts[0] if starts else 0
+    accesses, every = replayed(iter(events))
+    rows = [f"| every access | {accesses:,} | " + " | ".join(f"{every[s][k]:,}" for s, k in COMPARED.values()) + " |"]
+    for at_stores in (False, True):
+        for size in SIZES:
+            accesses, some = replayed(first_touches(events, start, size, at_stores))
+            name = f"{size} entries" + (", dropped at stores" if at_stores else "")
+            cells = (f"{some[s][k]:,} ({_difference(some[s][k], every[s][k])})" for s, k in COMPARED.values())
+            rows.append(f"| {name} | {accesses:,} | " + " | ".join(cells) + " |")
+    head = "| recorded | accesses | " + " | ".join(COMPARED) + " |\n" + "| --- " * (len(COMPARED) + 2) + "|\n"
+    return head + "\n".join(rows) + "\n"
+
+
+def _difference(some: int, every: int) -> str:
+    return f"{100 * (some - every) / every:+.2f}%" if every else f"{some:+}"
+
+
+def main() -> None:
+    """Record, measure, write."""
+    program = Path(sys.executable).with_name("shadowtrace")
+    common = ["--touch", "every"]
+    with tempfile.TemporaryDirectory() as folder:
+        boot, bare = Path(folder) / "boot.db", Path(folder) / "bare.db"
+        subprocess.run([program, "record", "cloud-amd64", "-o", boot, *common, "--events", str(EVENTS), "--deterministic"], check=True)
+        subprocess.run([program, "record", "bare", "-o", bare, *common], check=True)
+        text = (Path(__file__).parent / "accuracy.head.md").read_text()
+        text += (
+            f"\n## A segment of a boot\n\nThe cloud kernel from its first user process on, {EVENTS:,} events in all.\n\n{measured(boot)}"
+        )
+        text += f"\n## The bare-metal guest\n\n{measured(bare)}"
+    (Path(__file__).parent / "accuracy.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
