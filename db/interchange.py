@@ -65,6 +65,8 @@ def parse(lines: TextIO, name: str) -> Iterator[Event]:
 
 
 def _event(line: dict[str, Any]) -> Event:
+    if not isinstance(line, dict):
+        raise ValueError("a line is one JSON object")
     name = line["ev"]
     if not isinstance(name, str) or name not in _KEYS:
         raise ValueError(f"there is no event {name!r}")
@@ -101,7 +103,7 @@ def _event(line: dict[str, Any]) -> Event:
 def _number(given: Any, most: int, name: str) -> int:
     if isinstance(given, str):
         number = int(given, 16) if given[:2] in ("0x", "0X") else int(given)
-    elif isinstance(given, int):
+    elif isinstance(given, int) and not isinstance(given, bool):
         number = int(given)
     else:
         raise ValueError(f"{name} is no number")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -43,6 +45,7 @@ class TraceWriter:
         refuse_existing(path, force)
         for suffix in ("", "-wal", "-shm", "-journal"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
+        self._lock = _lock(path)
         with _storage_errors(path):
             self._connection = _engine(path, "rwc").connect()
             self._create()
@@ -69,6 +72,8 @@ class TraceWriter:
         engine = self._connection.engine
         self._connection.close()
         engine.dispose()
+        # Last: closing any descriptor of the file would drop the locks that SQLite holds in this process.
+        os.close(self._lock)
 
     def describe(self, **columns: Any) -> None:
         """Write or change the one row that says what was recorded."""
@@ -133,6 +138,28 @@ class TraceWriter:
             self._connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
 
 
+def _lock(path: Path) -> int:
+    """A descriptor that says, while it is open, that the trace is being written."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}", "is the folder read-only, or on a network?") from error
+    return descriptor
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether some process is writing the trace now. Not to be asked by one that has the file open."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def refuse_existing(path: Path, force: bool) -> None:
     """Raise ``UsageError`` where a trace must not be written: over a file without ``force``, over anything else ever."""
     if path.is_dir():
@@ -142,6 +169,8 @@ def refuse_existing(path: Path, force: bool) -> None:
     if path.exists():
         if not force:
             raise UsageError(f"{path} exists already", "name another file, or replace it with --force")
+        if path.is_file() and is_being_written(path):
+            raise UsageError(f"{path} is being recorded", "name another file, or wait until it is done")
         _refuse_foreign(path)
 
 
@@ -179,15 +208,17 @@ def identify(path: Path) -> None:
 
 
 class TraceReader:
-    """A trace open for reading; it is never changed.
+    """A trace open for reading; it is never changed. Whoever writes it in this process says ``live``.
 
     Raises ``TraceError`` where the file is missing, is no trace, or has a newer schema.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, live: bool | None = None) -> None:
         self.path = path
-        if not path.exists():
+        if not path.is_file():
             raise TraceError(f"there is no file {path}", "record one: shadowtrace record GUEST -o FILE.db")
+        self.live = live if live is not None else is_being_written(path)
+        """Whether the trace was still being written when it was opened."""
         identify(path)
         self._connection: Connection = _engine(path, "ro").connect()
         self._connection.exec_driver_sql("PRAGMA trusted_schema = OFF")

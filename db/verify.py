@@ -69,6 +69,8 @@ class Finding:
     check: Check
     failures: int = 0
     cases: list[str] = field(default_factory=list)
+    not_applicable: str = ""
+    """Why there was nothing to look at; empty where there was."""
 
     def fail(self, case: str, count: int = 1) -> None:
         """Note a case where it does not hold."""
@@ -97,7 +99,15 @@ def _summary(trace: TraceReader, findings: dict[str, Finding]) -> None:
     """What can be told without walking the events."""
     recording = trace.recording
     if recording["ended"] is None:
-        findings["sealed"].fail("the recording did not finish")
+        findings["sealed"].fail("it is still being recorded" if trace.live else "the recording did not finish")
+        findings["counts"].not_applicable = findings["losses"].not_applicable = "not sealed"
+    if recording["source"] != "record":
+        for name in ("cr3-in-ram", "content-before-use", "linked"):
+            findings[name].not_applicable = "imported"
+    if not trace.rows("end_table"):
+        findings["end-state"].not_applicable = "no tables were kept: paging was off, or the recording was cut short, or imported"
+    if not trace.rows("memory_check"):
+        findings["memory-checks"].not_applicable = "there was none"
     count, first, last, most = trace.query(
         select(func.count(), func.min(event_table.c.seq), func.max(event_table.c.seq), func.max(event_table.c.vcpu))
     ).one()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -80,6 +81,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has seen enough; Python would complain once more when it flushes at exit.
         sys.stdout = None
         return 0
+    except Exception as error:
+        if os.environ.get("SHADOWTRACE_DEBUG"):
+            raise
+        return _unforeseen(error)
+
+
+def _unforeseen(error: Exception) -> int:
+    """One sentence for what no verb expected; SHADOWTRACE_DEBUG=1 shows where it came from."""
+    from db.errors import EXIT_OURS
+    from db.files import is_sqlite_error
+
+    if isinstance(error, OSError):
+        sentence = f"{error.filename or 'the output'}: {error.strerror or error}"
+        hint = "is the disk full, or the folder read-only?"
+    elif is_sqlite_error(error):
+        sentence, hint = f"the trace is damaged: {getattr(error, 'orig', error)}", "shadowtrace verify names what is wrong"
+    else:
+        sentence, hint = f"{type(error).__name__}: {error}", "this is a defect; SHADOWTRACE_DEBUG=1 shows where it is"
+    click.echo(f"shadowtrace: {sentence}", err=True)
+    click.echo(f"  hint: {hint}", err=True)
+    if isinstance(error, OSError):
+        # What could not be written must not be tried again at exit.
+        sys.stdout = None
+    return EXIT_OURS
 
 
 if __name__ == "__main__":

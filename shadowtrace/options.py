@@ -22,14 +22,18 @@ _MODEL_OPTIONS = (
     click.option("--pages", type=int, help="Shadow pages; hash buckets too, unless --buckets says otherwise."),
     click.option("--buckets", type=int, help="Buckets of the hash table."),
     click.option("--hash", "hash_name", type=click.Choice(HASHES), help="The hash function over frame numbers."),
-    click.option("--flood", type=int, help="The store in a row to one table that zaps it; 0 = never."),
+    click.option(
+        "--flood",
+        type=click.IntRange(0, 1 << 31),
+        help="The store in a row to one table that zaps it; 0 = never. Above the recording's --linger it is a guess.",
+    ),
     click.option("--min-free", type=int, help="Free pages below which eviction starts."),
     click.option("--refill", type=int, help="Free pages at which eviction stops."),
     click.option("--keep-roots", type=int, help="Earlier roots that stay in use across cr3 loads."),
     click.option("--quadrant-test/--no-quadrant-test", default=None, help="A store acts on its own quadrant only (2.6.24)."),
     click.option("--flood-reset-by-faults/--no-flood-reset-by-faults", default=None, help="Faults reset the flood counter (2.6.24)."),
     click.option("--skip-absent-pdptes/--no-skip-absent-pdptes", default=None, help="An absent PDPTE makes no root (2.6.22)."),
-    click.option("--ram-pages", type=int, help="Frames from here up are devices; all is RAM by default."),
+    click.option("--ram-pages", type=click.IntRange(1, 1 << 40), help="Frames from here up are devices; all is RAM by default."),
     click.option("--strict", is_flag=True, default=None, help="Refuse reserved register bits as 2.6.20 did; otherwise they are masked."),
 )
 

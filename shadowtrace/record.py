@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -94,6 +95,9 @@ def command(
         deterministic=deterministic,
         version=__version__,
     )
+    if seconds is not None and not math.isfinite(seconds):
+        raise UsageError(f"--for {seconds} is no number of seconds", "for example --for 60")
+    click.echo(f"recording into {output}; Ctrl-C ends it and seals the file", err=True)
     with recording_line() as progress:
         outcome = record(request, progress)
     click.echo(recorded.text(str(output), outcome.ended, outcome.detail, outcome.events, outcome.lost, outcome.verdict))
@@ -106,4 +110,8 @@ def _what(guest: str | None, qemu_args: tuple[str, ...]) -> tuple[str | None, tu
     """A guest's name and QEMU arguments: without a name, click hands the first of these over as GUEST."""
     if guest is None:
         raise UsageError("say what to record", "shadowtrace record GUEST -o FILE, or record -o FILE -- QEMU ARGS")
-    return (None, (guest, *qemu_args)) if guest.startswith("-") else (guest, qemu_args)
+    if guest.startswith("-"):
+        return None, (guest, *qemu_args)
+    if qemu_args and not qemu_args[0].startswith("-"):
+        raise UsageError(f"one guest at a time: {qemu_args[0]!r} is another", "QEMU arguments come after --")
+    return guest, qemu_args

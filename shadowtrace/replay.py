@@ -12,6 +12,7 @@ from analyzer import replay
 from analyzer.facts import state
 from analyzer.reports import json as json_report
 from analyzer.reports import table
+from db.files import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
 from shadowtrace.options import chosen, model_options, trace_argument
@@ -33,12 +34,14 @@ def command(trace: Path, form: str, state_file: Path | None, audit: int | None, 
       shadowtrace replay boot.db --model uncached --format json
     """
     parameters = chosen(model, **options)
+    if state_file is not None:
+        check_target(state_file)
     with TraceReader(trace) as opened:
         with replay_line(opened.count()) as progress:
             run, mmu = replay.run(opened, model, parameters, __version__, progress, audit)
         about = table.about(opened, run)
     replay.keep(trace, run)
     if state_file is not None:
-        with state_file.open("w") as out:
+        with new_text(state_file) as out:
             out.writelines(json.dumps(page, separators=(",", ":")) + "\n" for page in state(mmu))
     click.echo(json_report.facts(run) if form == "json" else table.report(about, run))

@@ -32,7 +32,8 @@ def command(trace: Path | None, name: str | None) -> int:
     with TraceReader(trace) as opened:
         findings = verify(opened)
     for finding in findings:
-        click.echo(f"{'FAILED' if finding.failures else 'ok    '}  {finding.check.name}: {finding.check.claim}")
+        status = "FAILED" if finding.failures else "n/a   " if finding.not_applicable else "ok    "
+        click.echo(f"{status}  {finding.check.name}: {finding.not_applicable or finding.check.claim}")
         for case in finding.cases:
             click.echo(f"          {printable(case)}")
         if finding.failures > len(finding.cases):

@@ -43,6 +43,10 @@ _OURS = {
     "-plugin": "the capture plugin is loaded by shadowtrace",
     "-daemonize": "shadowtrace watches over the process",
     "-enable-kvm": "only an emulated guest (TCG) can be traced",
+    "-net": "guests get no network",
+    "-netdev": "guests get no network",
+    "-vnc": "nothing listens on a network",
+    "-spice": "nothing listens on a network",
     "-mem-path": "guest RAM lies in a file of shadowtrace's own",
 }
 
@@ -50,6 +54,11 @@ _QMP_SECONDS = 60.0
 
 #: What talking to a QEMU that ends, or has ended, raises.
 _QMP_GONE = (QMPError, OSError, EOFError)
+
+#: Options that swallow what follows them; the last of the user's must not swallow one of ours.
+_TAKES_A_VALUE = {"accel", "append", "bios", "boot", "cdrom", "chardev", "cpu", "device", "display", "drive", "hda", "icount", "initrd"} | {
+    "kernel", "m", "M", "machine", "monitor", "object", "rtc", "seed", "serial", "smp", "vga", "D", "d"
+}  # fmt: skip
 
 _UNITS = {"": 1 << 20, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -110,6 +119,10 @@ def check_arguments(arguments: Sequence[str]) -> None:
         option = argument.replace("--", "-", 1) if argument.startswith("--") else argument
         if option in _OURS:
             raise UsageError(f"{argument} cannot be given: {_OURS[option]}", "leave it out")
+    if (_value_of(arguments, "-nic") or "none") != "none":
+        raise UsageError("-nic cannot be given: guests get no network", "leave it out")
+    if arguments and arguments[-1].startswith("-") and arguments[-1].lstrip("-") in _TAKES_A_VALUE:
+        raise UsageError(f"{arguments[-1]} needs a value", "see qemu-system-x86_64 --help")
     accelerator = (_value_of(arguments, "-accel") or "tcg").split(",")[0]
     if accelerator != "tcg":
         raise UsageError(f"-accel {accelerator}: only an emulated guest can be traced", "use -accel tcg, or leave it out")
@@ -139,6 +152,7 @@ class Machine:
     def __init__(self, program: str, arguments: Sequence[str], capture: Capture, object_path: Path) -> None:
         check_arguments(arguments)
         self.program = program
+        self._arguments = list(arguments)
         self.vcpus = vcpus(arguments)
         self.ram_bytes = ram_bytes(arguments)
         self._stack = contextlib.ExitStack()
@@ -192,8 +206,12 @@ class Machine:
         ]
         if _value_of(arguments, "-sandbox") is None:
             self.argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
-        if _value_of(arguments, "-nic") is None and not {"-netdev", "-net"} & set(arguments):
+        if _value_of(arguments, "-nic") is None:
             self.argv += ["-nic", "none"]
+        if _value_of(arguments, "-display") is None and "-nographic" not in arguments:
+            self.argv += ["-display", "none"]
+            if not {"-serial", "-nodefaults"} & set(arguments):
+                self.argv += ["-chardev", "stdio,id=shadowtrace-console,signal=off", "-serial", "chardev:shadowtrace-console"]
         self.stderr = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
         self.process = subprocess.Popen(
             self.argv,
@@ -221,7 +239,7 @@ class Machine:
             if self.process.poll() is not None:
                 raise ShadowtraceError(
                     f"QEMU ended at once with status {self.process.returncode}: {self.stderr_tail()}",
-                    f"try it by itself: {shlex.join([self.program, *self.argv[1:3]])} ...",
+                    f"try it by itself: {shlex.join([self.program, *self._arguments])}",
                 )
             if socket.exists() and self.gdb_socket.exists():
                 monitor = QEMUMonitorProtocol(str(socket))

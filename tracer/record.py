@@ -32,8 +32,8 @@ _DRAIN_SECONDS = 120.0
 _DETERMINISTIC = ["-icount", "shift=3,sleep=off", "-rtc", "base=2020-01-01,clock=vm", "-seed", "1"]
 _STOP_SECONDS = 10.0
 
-#: Checks during a boot are this far apart on the average, in seconds.
-_CHECK_SPREAD = 0.5
+#: Checks are spread over so many seconds where nobody says how long the guest takes.
+_USUAL_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,10 @@ class _Recording:
         self.gdb_lost = ""
         self.rebuilt = Rebuilt()
         self.checks_left = request.checks
-        self.next_check = 0.0
         self.start = time.monotonic()
+        seconds = request.guest.seconds if request.guest is not None else _USUAL_SECONDS
+        self.check_gap = seconds / (request.checks + 1)
+        self.next_check = self._after_a_while()
 
     def run(self, progress: Callable[[Status], None] | None) -> Outcome:
         self.ingest.start()
@@ -289,7 +291,7 @@ class _Recording:
             self.machine.process.wait(timeout=5)
         status = self.machine.process.returncode
         if self.machine.control().closed:
-            return "exit", f"QEMU ended by itself with status {status}, as the guest asked"
+            return "exit", f"the guest ended QEMU, with status {status}"
         return "crash", f"QEMU died with status {status}: {self.machine.stderr_tail()}"
 
     def _check(self) -> Verdict | None:
@@ -299,7 +301,7 @@ class _Recording:
             time.sleep(0.01)
         if self.ingest.failure is not None or self.ingest.consumed == 0:
             return None
-        with TraceReader(self.request.output) as trace:
+        with TraceReader(self.request.output, live=True) as trace:
             rebuild(trace, self.rebuilt)
         verdict = check_machine(self.rebuilt, self.machine)
         self.ingest.add(
@@ -331,7 +333,10 @@ class _Recording:
             self._check()
             session.resume()
         self.checks_left -= 1
-        self.next_check = time.monotonic() + random.uniform(0, 2 * _CHECK_SPREAD)  # noqa: S311 - any moment will do
+        self.next_check = self._after_a_while()
+
+    def _after_a_while(self) -> float:
+        return time.monotonic() + random.uniform(0, 2 * self.check_gap)  # noqa: S311 - any moment will do
 
     def _more_to_come(self) -> bool:
         control = self.machine.control()
@@ -369,5 +374,5 @@ class _Recording:
 
 
 def _losses(path: Path) -> list[dict[str, Any]]:
-    with TraceReader(path) as trace:
+    with TraceReader(path, live=True) as trace:
         return trace.rows("loss")

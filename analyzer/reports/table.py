@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analyzer.facts import Facts
+from analyzer.model import MODELS
 from analyzer.replay import Run
 from analyzer.reports.recorded import check_line
 from analyzer.reports.text import columns, number, printable, share
@@ -43,6 +44,10 @@ class About:
     losses: list[dict[str, Any]]
     checks: list[dict[str, Any]]
     marks: list[dict[str, Any]]
+    live: bool
+    """Whether the trace was still being recorded."""
+    touch: str | None
+    linger: int | None
 
 
 def about(trace: TraceReader, run: Run) -> About:
@@ -66,6 +71,9 @@ def about(trace: TraceReader, run: Run) -> About:
         losses=losses,
         checks=trace.rows("memory_check"),
         marks=trace.rows("mark"),
+        live=trace.live,
+        touch=row["touch"],
+        linger=row["linger"],
     )
 
 
@@ -95,21 +103,56 @@ def _opening(about: About, run: Run) -> Iterable[str]:
     if about.ram_bytes:
         facts.append(f"{about.ram_bytes >> 20} MiB")
     yield " · ".join(facts)
-    how = f"recorded with QEMU {about.qemu_version}, {about.engine}" if about.source == "record" else "imported"
-    yield f"{how}: {about.events:,} events, {about.lost:,} lost; {about.ended or 'NOT SEALED'}: {printable(about.ended_detail or 'the recording did not finish')}"
+    yield _how(about)
     for loss in about.losses:
         yield f"  LOST {loss['count']:,} events of vCPU {loss['vcpu']} after event {loss['seq']:,}: {printable(loss['cause'])}"
-    for check in about.checks[-1:]:
-        yield check_line(check["entries"], check["missing"], check["different"], check["leaves"], check["leaves_different"])
-        if check["missing"] or check["different"] or check["leaves_different"]:
-            yield f"  THE TRACE IS WRONG: {printable(check['detail'])}"
-    parameters = run.parameters
-    buckets = f"{parameters['buckets']} buckets ({'gfn mod n' if parameters['hash'] == 'mod' else parameters['hash']})"
-    strict = ", reserved bits refused" if parameters["strict"] else ""
-    yield f"{run.model} · {parameters['pages']} shadow pages · {buckets}{strict} · {run.events:,} events replayed by the {run.core} core"
+    yield from _checks(about.checks)
+    yield f"{run.model}{_parameters(run)} · {run.events:,} events replayed by the {run.core} core"
+    if about.touch == "none":
+        yield "  page tables only: no accesses were recorded, so faults and the tables that faults build are not in these numbers"
     changed = run.facts["contents"]["changed"]
     if changed:
-        yield f"  {changed:,} page contents arrived changed for frames that were still shadowed: their stores were not seen"
+        yield (
+            f"  {changed:,} page contents arrived changed for frames that were still shadowed: hits are too good,"
+            f" retired tables were watched for {about.linger} stores (record --linger)"
+        )
+
+
+def _how(about: About) -> str:
+    how = f"recorded with QEMU {about.qemu_version}, {about.engine}" if about.source == "record" else "imported"
+    if about.ended is not None:
+        return f"{how}: {about.events:,} events, {about.lost:,} lost; {about.ended}: {printable(about.ended_detail or '')}"
+    state = (
+        "STILL BEING RECORDED: this is up to here"
+        if about.live
+        else "NOT SEALED: the recording did not finish, its last events may be lost"
+    )
+    return f"{how}: {about.events:,} events; {state}"
+
+
+def _checks(checks: list[dict[str, Any]]) -> Iterable[str]:
+    """The verdict of the last comparison with the guest's memory, and of all before it."""
+    if not checks:
+        return
+    last = checks[-1]
+    yield check_line(last["entries"], last["missing"], last["different"], last["leaves"], last["leaves_different"])
+    wrong = [check for check in checks if check["missing"] or check["different"] or check["leaves_different"]]
+    if len(checks) > 1:
+        yield f"  and at {len(checks) - 1} stops before, between events {checks[0]['seq']:,} and {checks[-2]['seq']:,}: {len(wrong):,} with differences"
+    for check in wrong[:1]:
+        yield f"  THE TRACE IS WRONG from event {check['seq']:,} at the latest: {printable(check['detail'])}"
+
+
+def _parameters(run: Run) -> str:
+    """The pages and buckets, and every parameter that is not the model's own."""
+    parameters = run.parameters
+    text = f" · {parameters['pages']} shadow pages"
+    if parameters["caching"]:
+        text += f" · {parameters['buckets']} buckets ({'gfn mod n' if parameters['hash'] == 'mod' else parameters['hash']})"
+    shown = {"pages", "buckets", "hash"}
+    default = MODELS[run.model].parameters.as_dict() if run.model in MODELS else parameters
+    changed = [f"{name} {parameters[name]}" for name in parameters if name not in shown and parameters[name] != default[name]]
+    return " · ".join([text, *changed])
 
 
 def _answer(facts: Facts) -> str:
@@ -201,7 +244,10 @@ def _parents(facts: Facts) -> str:
         counts = (number(row["pages"]), number(row["several_parents"]), number(row["most_parents"]), whose)
         rows.append((str(row["level"]), *counts, number(row["chains"]), number(row["chains_not_full"]), ""))
     peak = facts["multimapped"]["peak"]
-    return columns(rows, "  ") + f"\n  {number(peak)} pages with several parents at the peak, {number(facts['multimapped']['end'])} now"
+    return (
+        columns(rows, "  ")
+        + f"\n  pages with a pte chain, which stays until the last parent goes: {number(peak)} at the peak, {number(facts['multimapped']['end'])} now"
+    )
 
 
 def _deaths(facts: Facts) -> Iterable[str]:

@@ -21,6 +21,8 @@ def share(part: int, whole: int) -> str:
     if not whole or not part:
         return "·"
     percent = 100 * part / whole
+    if part < whole and percent > 99.9:
+        return ">99.9"
     return "<0.1" if percent < 0.1 else f"{percent:.1f}"
 
 

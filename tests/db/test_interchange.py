@@ -59,7 +59,7 @@ def test_what_is_written_reads_back_the_same(events: list[Event]) -> None:
         ('{"ev":"page","gpa":0,"words":{"512":1}}', "word index is not between"),
         ('{"ev":"page","gpa":0,"words":[1]}', "items"),
         ('{"ev":"invlpg","va":0,"vcpu":64}', "vcpu is not between"),
-        ("[1]", "indices"),
+        ("[1]", "one JSON object"),
         ("{", "Expecting"),
         ("[" * 5000, ""),
     ],

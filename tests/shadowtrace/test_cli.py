@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,13 @@ WRONG = {
     "too much RAM": (["record", "-o", "x.db", "--", "-m", "8G"], "up to 2 GiB", "-m 2G"),
     "no such symbol": (["record", "cloud-amd64", "--until", "no_such_function", "-o", "x.db"], "no symbol 'no_such_function'", "kallsyms"),
     "no kernel": (["record", "-o", "x.db", "--", "-kernel", "absent"], "no kernel image absent", "takes a file"),
+    "export over a trace": (["export", "t.db", "-o", "t.db"], "t.db is a database: it is not replaced", "another file"),
+    "state over a trace": (["replay", "t.db", "--state", "t.db"], "t.db is a database: it is not replaced", "another file"),
+    "state into no folder": (["replay", "t.db", "--state", "nowhere/x"], "cannot be written", "name a file"),
+    "two guests": (["record", "cloud-amd64", "amd64", "-o", "x.db"], "one guest at a time", "after --"),
+    "a network": (["record", "-o", "x.db", "--", "-nic", "user"], "guests get no network", "leave it out"),
+    "no number": (["record", "cloud-amd64", "-o", "x.db", "--for", "nan"], "no number of seconds", "--for 60"),
+    "an option without its value": (["record", "-o", "x.db", "--", "-cdrom"], "-cdrom needs a value", "--help"),
     "bad touch": (["record", "cloud-amd64", "-o", "x.db", "--touch-entries", "100"], "no power of two", "1024"),
 }
 
@@ -117,6 +126,52 @@ def test_wrong_use_gets_a_sentence_a_hint_and_exit_code_2(cli: Cli, trace: Path,
     assert "Traceback" not in done.stderr
     assert trace.read_bytes() == before
     assert not (trace.parent / "x.db").exists()
+
+
+def test_output_that_cannot_be_written_is_one_sentence(cli: Cli, trace: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        program = Path(sys.executable).with_name("shadowtrace")
+        done = subprocess.run([program, "export", trace], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "hint: is the disk full" in done.stderr
+
+
+def test_a_damaged_page_of_a_trace_is_one_sentence(cli: Cli, boot: Boot, tmp_path: Path) -> None:
+    damaged = bytearray(boot.trace.read_bytes())
+    damaged[10_000_000:10_300_000] = b"\xff" * 300_000
+    (tmp_path / "d.db").write_bytes(damaged)
+    for verb in ("replay", "export", "verify"):
+        done = cli(verb, tmp_path / "d.db")
+        assert done.returncode in (1, 2)
+        assert "Traceback" not in done.stderr
+        assert "damaged" in done.stderr
+
+
+def test_a_running_recording_is_reported_as_that_and_cannot_be_replaced(cli: Cli, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("shadowtrace")
+    trace = tmp_path / "t.db"
+    with subprocess.Popen([program, "record", "cloud-amd64", "-o", trace], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while cli("verify", trace).returncode == 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        shown = cli("report", trace)
+        replaced = cli("record", "bare", "-o", trace, "--force")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert "STILL BEING RECORDED" in shown.stdout
+    assert (replaced.returncode, "is being recorded" in replaced.stderr) == (2, True)
+    assert "interrupted" in cli("report", trace).stdout
+
+
+def test_export_in_gzip_can_be_imported_again(cli: Cli, trace: Path) -> None:
+    assert cli("export", trace, "-o", trace.with_name("again.jsonl.gz")).returncode == 0
+    assert cli("import", trace.with_name("again.jsonl.gz"), "-o", trace.with_name("again.db")).returncode == 0
+
+
+def test_the_report_names_parameters_that_are_not_the_model_s_own(cli: Cli, trace: Path) -> None:
+    assert "· flood 7 · strict True ·" in cli("report", trace, "--flood", "7", "--strict").stdout
+    assert "buckets" not in cli("report", trace, "--model", "uncached").stdout.splitlines()[2]
 
 
 def test_unknown_verbs_and_options_are_usage_errors(cli: Cli) -> None:

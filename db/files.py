@@ -1,0 +1,47 @@
+"""Files that are written beside a trace: exports and states."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from db.errors import StorageError, UsageError
+
+_SQLITE = b"SQLite format 3\0"
+
+
+def check_target(path: Path) -> None:
+    """Raise ``UsageError`` where a file must not or cannot be written under this name: a trace is never replaced."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: it is a folder, or lies in none", "name a file")
+    if path.is_file() and path.open("rb").read(len(_SQLITE)) == _SQLITE:
+        raise UsageError(f"{path} is a database: it is not replaced", "name another file")
+
+
+@contextlib.contextmanager
+def new_text(path: Path) -> Iterator[TextIO]:
+    """A text file that takes its name when it is whole; gzip'ped if that ends in .gz.
+
+    Raises ``UsageError`` as ``check_target`` does, ``StorageError`` where writing fails.
+    """
+    check_target(path)
+    partial = path.with_name(f".{path.name}.partial") if path.is_file() or not path.exists() else path
+    try:
+        with gzip.open(partial, "wt") if path.suffix == ".gz" else partial.open("w") as out:
+            yield out
+        if partial != path:
+            partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}", "is the disk full, or the folder read-only?") from error
+    finally:
+        if partial != path:
+            partial.unlink(missing_ok=True)
+
+
+def is_sqlite_error(error: BaseException) -> bool:
+    """Whether an error comes from SQLite, directly or through SQLAlchemy."""
+    return isinstance(getattr(error, "orig", error), sqlite3.Error)
