@@ -36,6 +36,7 @@ class Apt:
             "APT::Architecture": arch,
             "APT::Sandbox::User": "root",
             "Acquire::Languages": "none",
+            "Acquire::Retries": "3",
         }
         lines = [f'{key} "{value}";' for key, value in settings.items()]
         (folder / "apt.conf").write_text("\n".join([*lines, f'APT::Architectures {{ "{arch}"; }};', ""]))

@@ -118,7 +118,8 @@ def test_random_stops_of_a_boot_are_checked(tmp_path: Path) -> None:
         checks = opened.rows("memory_check")
     assert len(checks) > 4
     assert sum(check["missing"] + check["different"] + (check["leaves_different"] or 0) for check in checks) == 0
-    assert [check["seq"] for check in checks] == sorted({check["seq"] for check in checks})
+    assert [check["seq"] for check in checks] == sorted(check["seq"] for check in checks)
+    assert checks[-1]["seq"] > checks[0]["seq"]
 
 
 def test_deterministic_recordings_are_the_same_but_for_the_very_end(tmp_path: Path) -> None:
