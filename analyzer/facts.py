@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from analyzer.cache import ShadowPage
+from analyzer.context import PT_SHADOW_IO_MARK, PT_SHADOW_USER_MASK, PT_SHADOW_WRITABLE_MASK
 from analyzer.counters import as_sections
-from analyzer.mmu import PT_SHADOW_IO_MARK, PT_SHADOW_USER_MASK, PT_SHADOW_WRITABLE_MASK, Mmu
+from analyzer.mmu import Mmu
 from analyzer.role import unpack
 from x86.paging import PRESENT, USER, WRITABLE
 
