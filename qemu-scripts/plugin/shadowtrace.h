@@ -5,7 +5,9 @@
  * stream.c     records into the pipe to the recorder, counters into the shared control page
  * tables.c     which frames are page tables: links, linger, content
  * decode.c     the instructions that matter, told by their bytes
- * capture.c    the callbacks: stores, touches, control registers, faults
+ * vcpu.c       control registers, INVLPG, walks, the page-fault handler
+ * access.c     touches and stores
+ * capture.c    blocks, instructions, life cycle
  */
 #ifndef SHADOWTRACE_H
 #define SHADOWTRACE_H

@@ -1,0 +1,189 @@
+/*
+ * Touches and stores: every access of the guest.
+ *
+ * Memory callbacks never resolve what is pending: those of the pending instruction itself (a task switch works on its TSS)
+ * still belong to what was before.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "vcpu.h"
+
+#define LARGEST_ACCESS 64u
+
+void drop_caches(struct vcpu *v)
+{
+    memset(v->store_cache, 0, sizeof v->store_cache);
+    for (unsigned kind = 0; settings.touch_entries && kind < TOUCH_KINDS; kind++) {
+        memset(v->touched[kind], 0, settings.touch_entries * sizeof **v->touched);
+    }
+}
+
+/* INVLPG drops one page's translation; a slot may hold another page, which stays. */
+void forget_touch(struct vcpu *v, uint64_t page)
+{
+    for (unsigned kind = 0; settings.touch_entries && kind < TOUCH_KINDS; kind++) {
+        uint64_t *entry = &v->touched[kind][page & (settings.touch_entries - 1)];
+        if (*entry && (*entry - 1) >> 1 == page) {
+            *entry = 0;
+        }
+    }
+}
+
+void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    unsigned slot = (va >> PAGE_SHIFT) & (settings.touch_entries - 1);
+    static const uint16_t kind_flags[] = {0, ACCESS_WRITE, ACCESS_FETCH};
+    uint16_t flags = (uint16_t)(kind_flags[kind] | (user ? ACCESS_USER : 0));
+    struct record event = {.kind = REC_ACCESS, .vcpu = (uint8_t)vcpu, .flags = flags, .addr = va};
+
+    pthread_mutex_lock(&lock);
+    if (!closed) {
+        stream_event(&event, NULL, 0);
+        v->store_touch = kind == TOUCH_STORE ? va : NO_VA;
+        v->touched[kind][slot] = tag;
+        v->through[kind][slot] = 0;
+        if (settings.drop_at_stores) {
+            translate(v, va, &v->through[kind][slot]);
+        }
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* A store to a table may make a model zap what went through it: touches that did are touches no more. */
+void drop_touches(struct vcpu *v)
+{
+    uint64_t stored = atomic_exchange(&v->stored_tables, 0);
+
+    for (unsigned kind = 0; kind < TOUCH_KINDS; kind++) {
+        for (unsigned i = 0; i < settings.touch_entries; i++) {
+            v->touched[kind][i] = v->through[kind][i] & stored ? 0 : v->touched[kind][i];
+        }
+    }
+}
+
+/* The part of a store that lies in one page. */
+static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    struct qemu_plugin_hwaddr *address = qemu_plugin_get_hwaddr(info, va);
+    uint64_t gpa;
+
+    if (!address || qemu_plugin_hwaddr_is_io(address)) {
+        return;
+    }
+    gpa = qemu_plugin_hwaddr_phys_addr(address);
+    if (!tables_is_tracked(gpa)) {
+        if (!stored_to_gate(gpa)) {
+            v->store_cache[(va >> PAGE_SHIFT) & (STORE_CACHE - 1)] = (va >> PAGE_SHIFT) + 1;
+        }
+        return;
+    }
+    notice_cr3(vcpu);
+    if (settings.drop_at_stores && v->store_touch != va) {
+        /* Where the page is shadowed each store to it faults, not the first alone. */
+        uint16_t flags = user ? ACCESS_WRITE | ACCESS_USER : ACCESS_WRITE;
+        struct record event = {.kind = REC_ACCESS, .vcpu = (uint8_t)vcpu, .flags = flags, .addr = va};
+        stream_event(&event, NULL, 0);
+    }
+    v->store_touch = NO_VA;
+    /* A store of 16 bytes (cmpxchg16b, SSE) is two of 8: no hypervisor of that time emulated it as one. */
+    for (unsigned at = 0; at < size; at += 8) {
+        if (tables_is_tracked(gpa)) {
+            tables_store(vcpu, gpa + at, size - at < 8 ? size - at : 8);
+        }
+    }
+    for (unsigned i = 0; settings.drop_at_stores && i < settings.vcpus; i++) {
+        atomic_fetch_or(&vcpus[i].stored_tables, table_bit(gpa));
+    }
+}
+
+static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    unsigned room = PAGE_BYTES - (unsigned)(va & (PAGE_BYTES - 1));
+
+    pthread_mutex_lock(&lock);
+    if (!closed) {
+        uint64_t generation = atomic_load(&tables_generation);
+        if (v->generation != generation) {
+            memset(v->store_cache, 0, sizeof v->store_cache);
+            v->generation = generation;
+        }
+        store_in_page(vcpu, info, va, size < room ? size : room, user);
+        if (size > room) {
+            store_in_page(vcpu, info, va + room, size - room, user);
+        }
+        if (atomic_load(&tables_generation) != generation) {
+            memset(v->store_cache, 0, sizeof v->store_cache);
+        }
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    unsigned size = 1u << qemu_plugin_mem_size_shift(info);
+    uint64_t page = va >> PAGE_SHIFT;
+
+    if (v->store_cache[page & (STORE_CACHE - 1)] == page + 1 && (va & (PAGE_BYTES - 1)) + size <= PAGE_BYTES &&
+        v->generation == atomic_load_explicit(&tables_generation, memory_order_acquire)) {
+        return;
+    }
+    store_slow(vcpu, info, va, size, user);
+}
+
+void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data)
+{
+    (void)data;
+    /* QEMU 7.2 calls for loads too, whatever was asked. */
+    if (qemu_plugin_mem_is_store(info)) {
+        store(vcpu, info, va, false);
+    }
+}
+
+static inline void memory_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user)
+{
+    bool is_store = qemu_plugin_mem_is_store(info);
+    enum touch kind = is_store ? TOUCH_STORE : TOUCH_LOAD;
+
+    touch(vcpu, kind, va, user);
+    if ((va & (PAGE_BYTES - 1)) > PAGE_BYTES - LARGEST_ACCESS) {
+        uint64_t last = va + (1u << qemu_plugin_mem_size_shift(info)) - 1;
+        if (last >> PAGE_SHIFT != va >> PAGE_SHIFT) {
+            touch(vcpu, kind, last & ~(uint64_t)(PAGE_BYTES - 1), user);
+        }
+    }
+    if (is_store) {
+        store(vcpu, info, va, user);
+    }
+}
+
+void on_kernel_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data)
+{
+    (void)data;
+    memory_access(vcpu, info, va, false);
+}
+
+void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data)
+{
+    (void)data;
+    memory_access(vcpu, info, va, true);
+}
+
+/* The first-touch tables of every vCPU. */
+bool access_open(void)
+{
+    for (unsigned i = 0; i < settings.vcpus && settings.touch_entries; i++) {
+        for (unsigned kind = 0; kind < TOUCH_KINDS; kind++) {
+            vcpus[i].touched[kind] = calloc(settings.touch_entries, sizeof(uint64_t));
+            vcpus[i].through[kind] = calloc(settings.touch_entries, sizeof(uint64_t));
+            if (!vcpus[i].touched[kind] || !vcpus[i].through[kind]) {
+                return false;
+            }
+        }
+    }
+    return true;
+}

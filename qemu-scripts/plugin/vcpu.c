@@ -1,0 +1,320 @@
+/* A vCPU's paging registers: what instructions did to them, where addresses lead, where page faults go. */
+#include <string.h>
+
+#include "vcpu.h"
+
+/* What a page fault's error code may say: P, W, U, RSVD, I, PK, SS, and SGX. */
+#define PF_ERROR_BITS 0x807fu
+
+struct vcpu vcpus[MAX_VCPUS];
+
+static uint64_t physical_entry(uint64_t gpa, unsigned bytes)
+{
+    uint64_t entry = 0;
+
+    tables_read(gpa, &entry, bytes);
+    return entry;
+}
+
+/* A set of tables in 64 bits: a table may share its bit with others, then more is dropped than need be. */
+uint64_t table_bit(uint64_t gpa)
+{
+    return 1ull << ((gpa >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 58);
+}
+
+/* Where a virtual address lies, by the tables as they are, which go into `through`; 0 where nothing maps it. */
+uint64_t translate(const struct vcpu *v, uint64_t va, uint64_t *through)
+{
+    bool two_level = !(v->cr4 & CR4_PAE);
+    unsigned bytes = two_level ? 4 : 8, bits = two_level ? 10 : 9, level;
+    uint64_t base = two_level ? BASE32 : BASE64, table = v->cr3 & base, entry;
+
+    if (!(v->cr0 & CR0_PG)) {
+        return va;
+    }
+    level = v->efer & EFER_LMA ? (v->cr4 & CR4_LA57 ? 5 : 4) : 2;
+    if (level == 2 && !two_level) {
+        entry = physical_entry((v->cr3 & 0xffffffe0u) + (va >> 30 & 3) * 8, 8);
+        if (!(entry & PTE_PRESENT)) {
+            return 0;
+        }
+        table = entry & base;
+    }
+    for (;; level--) {
+        unsigned shift = PAGE_SHIFT + (level - 1) * bits;
+        *through |= table_bit(table);
+        entry = physical_entry(table + (va >> shift & ((1u << bits) - 1)) * bytes, bytes);
+        if (!(entry & PTE_PRESENT)) {
+            return 0;
+        }
+        bool big = level > 1 && level <= 3 && (entry & PTE_PS) && (!two_level || (v->cr4 & CR4_PSE));
+        if (level == 1 || big) {
+            uint64_t mask = (1ull << shift) - 1;
+            return (entry & base & ~mask) | (va & mask);
+        }
+        table = entry & base;
+    }
+}
+
+/*
+ * Gate 14's target, as the descriptor table says now. Linux fills its table before and after it loads it, so this is asked
+ * again at lidt, at each change of a control register, at each store to the gate's page and at each translation of a block.
+ */
+void look_up_handler(struct vcpu *v)
+{
+    bool wide = v->efer & EFER_LMA;
+    unsigned bytes = wide ? 16 : 8;
+    uint8_t gate[16] = {0};
+    uint64_t handler = 0, through = 0;
+
+    v->gate_gpa = v->idt_known && (v->cr0 & CR0_PG) ? translate(v, v->idt_va + 14 * bytes, &through) : 0;
+    if (v->gate_gpa) {
+        tables_read(v->gate_gpa, gate, bytes);
+    }
+    if (gate[5] & 0x80) {
+        handler = (uint64_t)gate[0] | (uint64_t)gate[1] << 8 | (uint64_t)gate[6] << 16 | (uint64_t)gate[7] << 24;
+        if (wide) {
+            uint32_t high;
+            memcpy(&high, gate + 8, 4);
+            handler |= (uint64_t)high << 32;
+        }
+    }
+    atomic_store_explicit(&v->fault_handler, handler, memory_order_relaxed);
+}
+
+/* Whether a page holds some vCPU's gate 14; with the store done, their handlers are looked up again. */
+bool stored_to_gate(uint64_t gpa)
+{
+    bool found = false;
+
+    for (unsigned i = 0; i < settings.vcpus; i++) {
+        if (vcpus[i].gate_gpa && vcpus[i].gate_gpa >> PAGE_SHIFT == gpa >> PAGE_SHIFT) {
+            look_up_handler(&vcpus[i]);
+            found = true;
+        }
+    }
+    return found;
+}
+
+/* At the fault handler's first instruction: the access that faulted, from cr2 and the error code on top of the stack. */
+void record_fault(unsigned vcpu)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    uint64_t stack = qemu_reg(vcpu, REG_RSP), where, through = 0;
+    uint32_t error;
+    uint16_t flags = ACCESS_FAULT;
+
+    if (!(v->efer & EFER_LMA)) {
+        stack &= 0xffffffffu;
+    }
+    where = translate(v, stack, &through);
+    error = where ? (uint32_t)physical_entry(where, 4) : 0;
+    if (error & ~PF_ERROR_BITS) {
+        return; /* not pushed by a page fault: a handler that other vectors share */
+    }
+    flags |= error & 2 ? ACCESS_WRITE : 0;
+    flags |= error & 4 ? ACCESS_USER : 0;
+    flags |= error & 16 ? ACCESS_FETCH : 0;
+    struct record event = {.kind = REC_ACCESS, .vcpu = (uint8_t)vcpu, .flags = flags, .addr = qemu_reg(vcpu, REG_CR2)};
+    stream_event(&event, NULL, 0);
+}
+
+static enum table_kind root_kind(const struct vcpu *v)
+{
+    if (v->efer & EFER_LMA) {
+        return v->cr4 & CR4_LA57 ? T64_L5 : T64_L4;
+    }
+    return v->cr4 & CR4_PAE ? T64_L2 : T32_L2;
+}
+
+static bool is_pae(uint64_t cr0, uint64_t cr4, uint64_t efer)
+{
+    return (cr0 & CR0_PG) && (cr4 & CR4_PAE) && !(efer & EFER_LMA);
+}
+
+/* Track the tables of the registers as they are now; the contents that are new go into the stream. */
+static void load_roots(unsigned vcpu, const uint64_t pdptes[4])
+{
+    struct vcpu *v = &vcpus[vcpu];
+    struct table *roots[4] = {NULL};
+
+    if (v->cr0 & CR0_PG) {
+        if (is_pae(v->cr0, v->cr4, v->efer)) {
+            for (unsigned i = 0; i < 4; i++) {
+                if (pdptes[i] & PTE_PRESENT) {
+                    roots[i] = tables_load_root(vcpu, (pdptes[i] & BASE64) >> PAGE_SHIFT, T64_L2);
+                }
+            }
+        } else {
+            uint64_t base = v->efer & EFER_LMA ? BASE64 : BASE32;
+            roots[0] = tables_load_root(vcpu, (v->cr3 & base) >> PAGE_SHIFT, root_kind(v));
+        }
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        if (v->roots[i]) {
+            tables_unload_root(v->roots[i]);
+        }
+        v->roots[i] = roots[i];
+    }
+}
+
+static void record_cr3(unsigned vcpu, uint64_t cr3)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    struct record event = {.kind = REC_CR3, .vcpu = (uint8_t)vcpu, .addr = cr3};
+    struct record sides[2] = {{.kind = REC_PDPTES, .vcpu = (uint8_t)vcpu}, {.kind = REC_PDPTES, .vcpu = (uint8_t)vcpu}};
+    uint64_t pdptes[4] = {0};
+
+    v->cr3 = cr3;
+    if (is_pae(v->cr0, v->cr4, v->efer)) {
+        tables_read(cr3 & 0xffffffe0u, pdptes, sizeof pdptes);
+        event.flags = 1;
+        sides[0].addr = pdptes[0];
+        sides[0].value = pdptes[1];
+        sides[1].addr = pdptes[2];
+        sides[1].value = pdptes[3];
+    }
+    load_roots(vcpu, pdptes);
+    stream_event(&event, sides, event.flags ? 2 : 0);
+}
+
+static void record_mode(unsigned vcpu, uint64_t cr0, uint64_t cr4, uint64_t efer)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    bool was_pae = is_pae(v->cr0, v->cr4, v->efer);
+    struct record event = {.kind = REC_REGS, .vcpu = (uint8_t)vcpu, .addr = cr0, .value = cr4};
+    struct record side = {.kind = REC_EFER, .vcpu = (uint8_t)vcpu, .addr = efer};
+    uint64_t pdptes[4] = {0};
+
+    v->cr0 = cr0;
+    v->cr4 = cr4;
+    v->efer = efer;
+    tables_set_pse(vcpu, cr4 & CR4_PSE);
+    if (is_pae(cr0, cr4, efer)) {
+        tables_read(v->cr3 & 0xffffffe0u, pdptes, sizeof pdptes);
+        if (!was_pae) {
+            /* The processor reads the four entries now, as at a cr3 load: whoever replays has to find them in memory. */
+            tables_content(vcpu, (v->cr3 & 0xffffffffu) >> PAGE_SHIFT);
+        }
+    }
+    load_roots(vcpu, pdptes);
+    stream_event(&event, &side, 1);
+}
+
+/* Whether the code that runs is 64-bit code, and no 32-bit code in long mode: the L bit of CS's descriptor. */
+static bool runs_64_bit_code(unsigned vcpu)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    uint64_t descriptor = 0, where, through = 0;
+
+    if (!(v->efer & EFER_LMA)) {
+        return false;
+    }
+    where = translate(v, v->gdt_va + (qemu_reg(vcpu, REG_CS) & 0xfff8), &through);
+    if (where) {
+        tables_read(where, &descriptor, sizeof descriptor);
+    }
+    return descriptor >> 53 & 1;
+}
+
+static void record_invlpg(unsigned vcpu)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    const struct operand *operand = &v->invlpg;
+    uint64_t va = (uint64_t)operand->displacement;
+    bool flat64 = runs_64_bit_code(vcpu);
+
+    if (operand->base >= 0) {
+        va += qemu_reg(vcpu, (enum reg)operand->base);
+    } else if (operand->base == -2 && flat64) {
+        va += operand->next_va;
+    }
+    if (operand->index >= 0) {
+        va += qemu_reg(vcpu, (enum reg)operand->index) << operand->scale_shift;
+    }
+    if (operand->address32) {
+        va &= 0xffffffffu;
+    }
+    if (operand->segment >= 0) {
+        va += qemu_reg(vcpu, operand->segment == 4 ? REG_FS_BASE : REG_GS_BASE);
+    }
+    if (!flat64) {
+        va &= 0xffffffffu;
+    }
+    struct record event = {.kind = REC_INVLPG, .vcpu = (uint8_t)vcpu, .addr = va};
+    stream_event(&event, NULL, 0);
+    forget_touch(v, va >> PAGE_SHIFT);
+    memset(v->store_cache, 0, sizeof v->store_cache);
+}
+
+/* Record what pending instructions did. With the lock held, on a vCPU that is between blocks. */
+void resolve(unsigned vcpu)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    unsigned pending = v->pending;
+    uint64_t cr0, cr3, cr4, efer;
+    bool mode, load;
+
+    v->pending = 0;
+    if (pending & PENDING_INVLPG) {
+        record_invlpg(vcpu);
+    }
+    if (!(pending & (PENDING_MODE | PENDING_CR3)) && v->known) {
+        return;
+    }
+    cr0 = qemu_reg(vcpu, REG_CR0);
+    cr3 = qemu_reg(vcpu, REG_CR3);
+    cr4 = qemu_reg(vcpu, REG_CR4);
+    efer = qemu_reg(vcpu, REG_EFER);
+    /* CR0.TS comes and goes with the FPU and concerns no table. */
+    mode = !v->known || ((cr0 ^ v->cr0) & ~CR0_TS) || cr4 != v->cr4 || efer != v->efer;
+    load = (pending & PENDING_CR3) || cr3 != v->cr3;
+    if (!mode && !load) {
+        return;
+    }
+    v->known = true;
+    if (load && !(v->cr0 & CR0_PG)) {
+        record_cr3(vcpu, cr3);
+        load = false;
+    }
+    if (mode) {
+        record_mode(vcpu, cr0, cr4, efer);
+    }
+    if (load) {
+        record_cr3(vcpu, cr3);
+    }
+    drop_caches(v);
+    look_up_handler(v);
+}
+
+/* A task gate that an exception goes through loads cr3 with nothing to see: look before a store to a table is recorded. */
+void notice_cr3(unsigned vcpu)
+{
+    if (qemu_reg(vcpu, REG_CR3) != vcpus[vcpu].cr3) {
+        vcpus[vcpu].pending |= PENDING_MODE;
+        resolve(vcpu);
+    }
+}
+
+/* lidt and lgdt load their operand in two parts: the limit, then at + 2 the base. `data`: not null for lgdt. */
+void on_table_register(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    unsigned shift = qemu_plugin_mem_size_shift(info);
+    struct qemu_plugin_hwaddr *address = shift >= 2 ? qemu_plugin_get_hwaddr(info, va) : NULL;
+
+    if (address && !qemu_plugin_hwaddr_is_io(address)) {
+        pthread_mutex_lock(&lock);
+        uint64_t base = physical_entry(qemu_plugin_hwaddr_phys_addr(address), 1u << shift);
+        if (data) {
+            v->gdt_va = base;
+        } else {
+            v->idt_va = base;
+            v->idt_known = true;
+            look_up_handler(v);
+            /* The gate's page may stand in some vCPU's cache of pages to which stores do not matter. */
+            atomic_fetch_add(&tables_generation, 1);
+        }
+        pthread_mutex_unlock(&lock);
+    }
+}

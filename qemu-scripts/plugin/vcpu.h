@@ -1,0 +1,89 @@
+/*
+ * What the capture's rooms share: a vCPU as the plugin knows it.
+ *
+ * vcpu.c       control registers, INVLPG, walks, the page-fault handler
+ * access.c     touches and stores
+ * capture.c    blocks, instructions, life cycle
+ */
+#ifndef SHADOWTRACE_VCPU_H
+#define SHADOWTRACE_VCPU_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "shadowtrace.h"
+
+enum pending { PENDING_MODE = 1, PENDING_CR3 = 2, PENDING_INVLPG = 4 };
+enum touch { TOUCH_LOAD, TOUCH_STORE, TOUCH_FETCH, TOUCH_KINDS };
+enum { ACCESS_WRITE = 1, ACCESS_USER = 2, ACCESS_FETCH = 4, ACCESS_FAULT = 8 };
+
+#define NO_VA UINT64_MAX
+
+struct vcpu {
+    uint64_t store_cache[STORE_CACHE]; /* virtual page + 1 that is known not to be a table */
+    uint64_t generation;
+    uint64_t *touched[TOUCH_KINDS]; /* virtual page << 1 | user, + 1 */
+    uint64_t *through[TOUCH_KINDS]; /* for each, the set of tables that its translation went through: table_bit()s */
+    uint64_t store_touch;           /* the store touch recorded last, or NO_VA */
+    _Atomic uint64_t stored_tables; /* tables that were stored to since the touches were last looked through */
+    unsigned pending;
+    struct operand invlpg;
+    bool known; /* registers have been recorded once */
+    uint64_t cr0, cr3, cr4, efer;
+    struct table *roots[4];
+    bool idt_known;
+    uint64_t idt_va, gdt_va;
+    uint64_t gate_gpa;              /* where gate 14 lies; 0: nowhere */
+    _Atomic uint64_t fault_handler; /* gate 14's target; 0: none */
+};
+
+/* How to capture, set once at the start. */
+struct settings {
+    unsigned vcpus, touch_entries;
+    bool drop_at_stores, watch_user_stores;
+    const volatile struct control *control;
+};
+
+extern struct settings settings;
+extern struct vcpu vcpus[MAX_VCPUS];
+/* Held by whoever puts something into the stream; the order in which it is taken is the order of events. */
+extern pthread_mutex_t lock;
+extern bool closed;
+
+/* ---- vcpu.c: all with the lock held ---- */
+
+void resolve(unsigned vcpu);
+void notice_cr3(unsigned vcpu);
+uint64_t translate(const struct vcpu *v, uint64_t va, uint64_t *through);
+uint64_t table_bit(uint64_t gpa);
+void look_up_handler(struct vcpu *v);
+bool stored_to_gate(uint64_t gpa);
+void record_fault(unsigned vcpu);
+void on_table_register(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data);
+
+/* ---- access.c ---- */
+
+bool access_open(void);
+void drop_caches(struct vcpu *v);
+void forget_touch(struct vcpu *v, uint64_t page);
+void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag);
+void drop_touches(struct vcpu *v);
+void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data);
+void on_kernel_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data);
+void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data);
+
+/* Inline: every access of the guest comes here. */
+static inline void touch(unsigned vcpu, enum touch kind, uint64_t va, bool user)
+{
+    struct vcpu *v = &vcpus[vcpu];
+    uint64_t page = va >> PAGE_SHIFT, tag = (page << 1 | user) + 1;
+
+    if (atomic_load_explicit(&v->stored_tables, memory_order_relaxed)) {
+        drop_touches(v);
+    }
+    if (v->touched[kind][page & (settings.touch_entries - 1)] != tag || settings.control->every_access) {
+        touch_slow(vcpu, kind, va, user, tag);
+    }
+}
+
+#endif
