@@ -43,7 +43,6 @@ _OURS = {
     "-plugin": "the capture plugin is loaded by shadowtrace",
     "-daemonize": "shadowtrace watches over the process",
     "-enable-kvm": "only an emulated guest (TCG) can be traced",
-    "-net": "guests get no network",
     "-netdev": "guests get no network",
     "-vnc": "nothing listens on a network",
     "-spice": "nothing listens on a network",
@@ -119,8 +118,9 @@ def check_arguments(arguments: Sequence[str]) -> None:
         option = argument.replace("--", "-", 1) if argument.startswith("--") else argument
         if option in _OURS:
             raise UsageError(f"{argument} cannot be given: {_OURS[option]}", "leave it out")
-    if (_value_of(arguments, "-nic") or "none") != "none":
-        raise UsageError("-nic cannot be given: guests get no network", "leave it out")
+    for option in ("-nic", "-net"):
+        if (_value_of(arguments, option) or "none") != "none":
+            raise UsageError(f"{option} cannot be given: guests get no network", "leave it out")
     if arguments and arguments[-1].startswith("-") and arguments[-1].lstrip("-") in _TAKES_A_VALUE:
         raise UsageError(f"{arguments[-1]} needs a value", "see qemu-system-x86_64 --help")
     accelerator = (_value_of(arguments, "-accel") or "tcg").split(",")[0]
@@ -206,7 +206,7 @@ class Machine:
         ]
         if _value_of(arguments, "-sandbox") is None:
             self.argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
-        if _value_of(arguments, "-nic") is None:
+        if _value_of(arguments, "-nic") is None and _value_of(arguments, "-net") is None:
             self.argv += ["-nic", "none"]
         if _value_of(arguments, "-display") is None and "-nographic" not in arguments:
             self.argv += ["-display", "none"]

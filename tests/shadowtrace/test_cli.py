@@ -108,6 +108,7 @@ WRONG = {
     "state into no folder": (["replay", "t.db", "--state", "nowhere/x"], "cannot be written", "name a file"),
     "two guests": (["record", "cloud-amd64", "amd64", "-o", "x.db"], "one guest at a time", "after --"),
     "a network": (["record", "-o", "x.db", "--", "-nic", "user"], "guests get no network", "leave it out"),
+    "a network of old": (["record", "-o", "x.db", "--", "-net", "user"], "guests get no network", "leave it out"),
     "no number": (["record", "cloud-amd64", "-o", "x.db", "--for", "nan"], "no number of seconds", "--for 60"),
     "an option without its value": (["record", "-o", "x.db", "--", "-cdrom"], "-cdrom needs a value", "--help"),
     "bad touch": (["record", "cloud-amd64", "-o", "x.db", "--touch-entries", "100"], "no power of two", "1024"),
