@@ -33,7 +33,25 @@ def _engine(path: Path, mode: str) -> Engine:
     return create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True, check_same_thread=False), poolclass=NullPool)
 
 
-class TraceWriter:
+class _OpenTrace:
+    """A trace's file while it is open, to write or to read: a context manager."""
+
+    _connection: Connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        engine = self._connection.engine
+        self._connection.close()
+        engine.dispose()
+
+
+class TraceWriter(_OpenTrace):
     """A trace being written. Batches are committed as they come; ``seal`` makes it one finished file.
 
     Raises ``UsageError`` where the file exists (unless ``force``), ``StorageError`` where it cannot be written.
@@ -61,17 +79,9 @@ class TraceWriter:
             connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
         connection.commit()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
         """Let go of the file. What was committed stays."""
-        engine = self._connection.engine
-        self._connection.close()
-        engine.dispose()
+        super().close()
         # Last: closing any descriptor of the file would drop the locks that SQLite holds in this process.
         os.close(self._lock)
 
@@ -207,7 +217,7 @@ def identify(path: Path) -> None:
         raise TraceError(f"{path} has schema {version}, this shadowtrace reads {SCHEMA_VERSION}", "use a shadowtrace of its time")
 
 
-class TraceReader:
+class TraceReader(_OpenTrace):
     """A trace open for reading; it is never changed. Whoever writes it in this process says ``live``.
 
     Raises ``TraceError`` where the file is missing, is no trace, or has a newer schema.
@@ -220,7 +230,7 @@ class TraceReader:
         self.live = live if live is not None else is_being_written(path)
         """Whether the trace was still being written when it was opened."""
         identify(path)
-        self._connection: Connection = _engine(path, "ro").connect()
+        self._connection = _engine(path, "ro").connect()
         self._connection.exec_driver_sql("PRAGMA trusted_schema = OFF")
         try:
             self.recording = self._recording()
@@ -233,18 +243,6 @@ class TraceReader:
         if row is None:
             raise TraceError(f"{self.path} does not say what was recorded", "its recording ended before it began: record again")
         return dict(row._mapping)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        engine = self._connection.engine
-        self._connection.close()
-        engine.dispose()
 
     def query(self, statement: Any) -> Any:
         """The result of a SELECT; a damaged file raises ``TraceError``."""
