@@ -11,9 +11,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from analyzer.counters import Counters
+from analyzer.journal import AS_ROOT, CAUSES, NO_PAGE, JournalWriter, What
 from analyzer.model import Parameters
 from analyzer.role import METAPHYSICAL, unpack
-from analyzer.sharing import Sharing
 from x86.paging import BASE64, PAGE_SHIFT, PRESENT, WRITABLE
 
 NR_PTE_CHAIN_ENTRIES = 5
@@ -29,10 +29,24 @@ class ShadowPage:
     Parents are spte addresses: ``parent_pte`` for one, ``parent_ptes`` (pte chains, first chain first) when ``multimapped``.
     """
 
-    __slots__ = ("entries", "gfn", "index", "level", "live", "multimapped", "owner", "parent_pte", "parent_ptes", "role", "root_count")
+    __slots__ = (
+        "birth",
+        "entries",
+        "gfn",
+        "index",
+        "level",
+        "live",
+        "multimapped",
+        "owner",
+        "parent_pte",
+        "parent_ptes",
+        "role",
+        "root_count",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.birth = NO_PAGE
         self.gfn = 0
         self.role = 0
         self.level = 0
@@ -63,10 +77,10 @@ def hash_function(parameters: Parameters) -> Callable[[int], int]:
 class ShadowCache:
     """The pages of one virtual machine, whatever its vCPUs: what ``struct kvm`` holds of the MMU."""
 
-    def __init__(self, parameters: Parameters, counters: Counters, sharing: Sharing) -> None:
+    def __init__(self, parameters: Parameters, counters: Counters, journal: JournalWriter) -> None:
         self.parameters = parameters
         self.counters = counters
-        self.sharing = sharing
+        self.journal = journal
         self.pages = [ShadowPage(index) for index in range(parameters.pages)]
         #: LIFO: the next page to be taken is the last.
         self.free = self.pages[::-1]
@@ -91,38 +105,46 @@ class ShadowCache:
         """Every non-metaphysical page of the frame, newest first."""
         return [page for page in self.buckets[self.hashfn(gfn)] if page.gfn == gfn and not page.role & METAPHYSICAL]
 
-    def get_page(self, gfn: int, role: int, parent: int | None, owner: int) -> ShadowPage | None:
+    def get_page(self, gfn: int, role: int, parent: int | None, owner: int, root: int = NO_PAGE) -> ShadowPage | None:
         """``kvm_mmu_get_page``: the page of this key, found or made, with ``parent`` among its parents.
 
-        ``owner`` is the vCPU that asks. ``None`` when a page had to be made and the free list is empty.
+        ``owner`` is the vCPU that asks, ``root`` the birth number of the root its walk began at. ``None`` when a page had to be made and the free list is empty.
         """
         if self.parameters.caching:
             for page in self.buckets[self.hashfn(gfn)]:
                 if page.gfn == gfn and page.role == role:
                     self.counters.get_page_hits += 1
-                    self.sharing.hit(role)
+                    self.journal.add(What.FOUND, AS_ROOT if parent is None else 0, page.birth, root)
                     if parent is not None:
                         self.add_parent(page, parent)
                     return page
         if not self.free:
             return None
         self.counters.get_page_misses += 1
-        self.sharing.miss(gfn, role, self.counters)
-        page = self._alloc_page(gfn, role, parent, owner)
+        page = self._alloc_page(gfn, role, parent, owner, root)
         if self.parameters.caching:
             self.buckets[self.hashfn(gfn)].insert(0, page)
             if not role & METAPHYSICAL:
                 self.rmap_write_protect(gfn)
         return page
 
-    def _alloc_page(self, gfn: int, role: int, parent: int | None, owner: int) -> ShadowPage:
+    def _alloc_page(self, gfn: int, role: int, parent: int | None, owner: int, root: int) -> ShadowPage:
         page = self.free.pop()
         self.active[page.index] = page
         page.gfn, page.role, page.level = gfn, role, unpack(role).level
         page.multimapped, page.parent_pte, page.parent_ptes = False, parent, []
         page.live, page.owner = True, owner
-        self.sharing.made(gfn, role)
+        page.birth = self.journal.born(gfn, role)
+        self.journal.add(What.MADE, AS_ROOT if parent is None else 0, page.birth, root)
+        if parent is not None:
+            self._linked(page, parent)
         return page
+
+    def _linked(self, page: ShadowPage, parent: int) -> None:
+        self.journal.add(What.LINKED, 0, page.birth, self.pages[parent >> 9].birth)
+
+    def _unlinked(self, page: ShadowPage, parent: int) -> None:
+        self.journal.add(What.UNLINKED, 0, page.birth, self.pages[parent >> 9].birth)
 
     def spte(self, address: int) -> int:
         """The shadow entry at an spte address."""
@@ -141,6 +163,7 @@ class ShadowCache:
     def add_parent(self, page: ShadowPage, parent: int) -> None:
         """``mmu_page_add_parent_pte``: a second parent turns ``parent_pte`` into pte chains of five."""
         counters = self.counters
+        self._linked(page, parent)
         if not page.multimapped:
             if page.parent_pte is None:
                 page.parent_pte = parent
@@ -170,11 +193,13 @@ class ShadowCache:
             if page.parent_pte != parent:
                 raise AssertionError(f"{parent:#x} is not the parent of page {page.index}")
             page.parent_pte = None
+            self._unlinked(page, parent)
             return
         for position, chain in enumerate(page.parent_ptes):
             if parent not in chain:
                 continue
             chain.remove(parent)
+            self._unlinked(page, parent)
             if not chain:
                 del page.parent_ptes[position]
                 self.counters.pte_chain_freed += 1
@@ -262,7 +287,7 @@ class ShadowCache:
         self._unlink_children(page)
         if page.root_count:
             counters.zaps_root_kept += 1
-            self.sharing.emptied(page.role, cause)
+            self.journal.add(What.EMPTIED, CAUSES.index(cause), page.birth, NO_PAGE)
             self.active.move_to_end(page.index)
             return
         counters.zaps_freed += 1
@@ -271,7 +296,7 @@ class ShadowCache:
             self.buckets[self.hashfn(page.gfn)].remove(page)
         page.live = False
         self.free.append(page)
-        self.sharing.died(page.gfn, page.role, cause)
+        self.journal.add(What.DIED, CAUSES.index(cause), page.birth, NO_PAGE)
 
     @staticmethod
     def _first_parent(page: ShadowPage) -> int | None:

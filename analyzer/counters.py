@@ -104,16 +104,11 @@ class Counters:
     )
     corner_out_of_pages: int = _counter("a page was needed while none could be freed; the fault stayed unresolved")
 
-    key_level: int = _counter("misses where a live page of the same frame differed in nothing but level")
-    key_quadrant: int = _counter("misses where a live page of the same frame differed in nothing but quadrant")
-    key_glevels: int = _counter("misses where a live page of the same frame differed in nothing but glevels")
-    key_metaphysical: int = _counter("misses where a live page of the same frame differed in nothing but metaphysical")
-
 
 #: The sections of the JSON form, in order.
 SECTIONS = (
     "events", "access", "kvm_stat", "get_page", "writes", "zaps", "evictions", "multimapped", "pte_chain", "rmap", "mode",
-    "fills", "contents", "roots", "corner", "key",
+    "fills", "contents", "roots", "corner",
 )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class GuestMemory:
         self._frames[gfn] = frame
         return changed
 
-    def digest(self) -> dict[str, int | str]:
+    def digest(self) -> tuple[int, int]:
         """How many frames are not all zero, and the CRC-32 over them: 8 bytes of gfn and 4096 of content each, by gfn."""
         crc, count = 0, 0
         for gfn in sorted(self._frames):
@@ -59,4 +59,4 @@ class GuestMemory:
             if any(frame):
                 count += 1
                 crc = zlib.crc32(frame, zlib.crc32(gfn.to_bytes(8, "little"), crc))
-        return {"nonzero_pages": count, "crc32": f"0x{crc:08x}"}
+        return count, crc

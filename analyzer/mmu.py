@@ -18,18 +18,24 @@ from analyzer.context import (
     Context,
 )
 from analyzer.faults import FaultingMmu
+from analyzer.journal import FLOODED, NO_PAGE, Fault, What
 from x86.paging import NX, PAGE_BYTES, PAGE_SHIFT, PRESENT, USER, WRITABLE
 from x86.registers import CR0_PG, EFER_NX
 
 
 class Mmu(FaultingMmu):
-    """The model: feed it events, read ``counters``, ``sharing`` and ``cache`` at any time."""
+    """The model: feed it events, read ``counters``, ``journal`` and ``cache`` at any time."""
 
     # -- events ----------------------------------------------------------------------------------------------------
 
+    def _begin(self, vcpu: int) -> None:
+        self.counters.events_total += 1
+        self.journal.event = self.counters.events_total
+        self.journal.vcpu = vcpu
+
     def regs(self, vcpu: int, cr0: int | None, cr4: int | None, efer: int | None) -> None:
         """The mode registers take these values; ``None`` leaves one as it is."""
-        self.counters.events_total += 1
+        self._begin(vcpu)
         self.counters.events_regs += 1
         context = self.contexts[vcpu]
         paging_ends = cr0 is not None and context.cr0 & CR0_PG and not cr0 & CR0_PG
@@ -44,13 +50,13 @@ class Mmu(FaultingMmu):
 
     def cr3(self, vcpu: int, value: int, pdptes: tuple[int, int, int, int] | None = None) -> None:
         """The guest loads cr3. ``pdptes`` are the four entries a PAE load read; without them they come from memory."""
-        self.counters.events_total += 1
+        self._begin(vcpu)
         self.counters.events_cr3 += 1
         self._set_cr3(self.contexts[vcpu], value, pdptes)
 
     def write(self, vcpu: int, gpa: int, size: int, value: int) -> None:
         """A guest store of 1 to 8 bytes to physical memory."""
-        self.counters.events_total += 1
+        self._begin(vcpu)
         self.counters.events_write += 1
         context = self.contexts[vcpu]
         room = PAGE_BYTES - (gpa & PAGE_BYTES - 1)
@@ -85,7 +91,7 @@ class Mmu(FaultingMmu):
     def access(self, vcpu: int, va: int, write: bool, user: bool, fetch: bool) -> None:
         """The guest touches a virtual address: the hardware walks the shadow, and exits where that forbids it."""
         counters = self.counters
-        counters.events_total += 1
+        self._begin(vcpu)
         counters.events_access += 1
         context = self.contexts[vcpu]
         if context.root_level != PT64_ROOT_LEVEL:
@@ -104,17 +110,24 @@ class Mmu(FaultingMmu):
         )
         guest_faults = counters.kvm_stat_pf_guest
         emulate = self._page_fault(context, va, error)
+        address = self._leaf_address(context, va)
+        leaf = 0 if address is None else self.cache.spte(address)
         if counters.kvm_stat_pf_guest != guest_faults:
             counters.access_guest_faults += 1
+            answer = Fault.GUEST
+        elif emulate and write and self._allows(context, leaf, False, user, False):
+            counters.access_write_to_shadowed += 1
+            answer = Fault.WRITE_TO_SHADOWED
         elif emulate:
-            if write and self._allows(context, self._shadow_leaf(context, va), False, user, False):
-                counters.access_write_to_shadowed += 1
-            else:
-                counters.access_mmio += 1
-        elif self._allows(context, self._shadow_leaf(context, va), write, user, fetch):
+            counters.access_mmio += 1
+            answer = Fault.MMIO
+        elif self._allows(context, leaf, write, user, fetch):
             counters.access_shadow_fixed += 1
+            answer = Fault.SHADOW_FIXED
         else:
             counters.access_unresolved += 1
+            answer = Fault.UNRESOLVED
+        self.journal.add(What.FAULT, answer, NO_PAGE if address is None else self.cache.pages[address >> 9].birth, NO_PAGE)
 
     # -- the hardware's walk of the shadow ---------------------------------------------------------------------------
 
@@ -165,7 +178,9 @@ class Mmu(FaultingMmu):
         else:
             context.last_pt_write_gfn, context.last_pt_write_count = gfn, 1
             flooded = self.parameters.flood == 1
-        for page in self.cache.shadows(gfn):
+        shadows = self.cache.shadows(gfn)
+        self.journal.add(What.STORE, FLOODED if flooded else 0, shadows[0].birth, len(shadows))
+        for page in shadows:
             pte_bytes = 4 if page.role & 15 == 2 else 8
             misaligned = bool((offset ^ offset + size - 1) & -pte_bytes)
             misaligned |= self.parameters.small_store_misaligned and size < 4

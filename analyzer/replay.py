@@ -13,6 +13,7 @@ from analyzer.audit import audit
 from analyzer.facts import Facts, facts
 from analyzer.mmu import Mmu
 from analyzer.model import Parameters
+from analyzer.outcome import Outcome, outcome
 from db.errors import TraceError, UsageError
 from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
 from db.trace import TraceReader, store_run
@@ -100,12 +101,12 @@ def run(
     version: str,
     progress: Callable[[int], None] | None = None,
     audit_every: int | None = None,
-) -> tuple[Run, Mmu]:
+) -> tuple[Run, Outcome]:
     """Replay a trace and gather its facts."""
     start = time.perf_counter()
-    mmu = replay(trace, parameters, progress, audit_every)
+    end = outcome(replay(trace, parameters, progress, audit_every))
     seconds = time.perf_counter() - start
-    return Run(model, parameters.as_dict(), version, "reference", mmu.counters.events_total, seconds, facts(mmu)), mmu
+    return Run(model, parameters.as_dict(), version, "reference", end.counters.events_total, seconds, facts(end)), end
 
 
 def keep(path: Path, done: Run) -> bool:

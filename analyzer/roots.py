@@ -5,10 +5,10 @@ from __future__ import annotations
 from analyzer.cache import ShadowCache, ShadowPage
 from analyzer.context import PT32E_ROOT_LEVEL, PT64_ROOT_LEVEL, PT_DIRECTORY_LEVEL, Context, Roots
 from analyzer.counters import Counters
+from analyzer.journal import NO_PAGE, JournalWriter, What
 from analyzer.memory import GuestMemory
 from analyzer.model import Parameters
 from analyzer.role import pack, quadrant
-from analyzer.sharing import Sharing
 from x86.paging import PAGE_BYTES, PAGE_SHIFT, PRESENT
 from x86.registers import (
     CR0_CD,
@@ -45,13 +45,14 @@ class RootedMmu:
         parameters.check(vcpus)
         self.parameters = parameters
         self.counters = Counters()
-        self.sharing = Sharing()
+        self.journal = JournalWriter()
         self.memory = GuestMemory(parameters.ram_pages)
-        self.cache = ShadowCache(parameters, self.counters, self.sharing)
+        self.cache = ShadowCache(parameters, self.counters, self.journal)
         #: Leaves that got W though they map another frame than the guest's entry: spte address to that frame, for the audit.
         self.stale_writable: dict[int, int] = {}
         self.contexts = [Context(vcpu) for vcpu in range(vcpus)]
         for context in self.contexts:
+            self.journal.vcpu = context.vcpu
             self._alloc_roots(context)
 
     def _gp(self) -> None:
@@ -193,6 +194,8 @@ class RootedMmu:
             context.root_level = PT64_ROOT_LEVEL
         else:
             context.root_level = PT32E_ROOT_LEVEL if context.cr4 & CR4_PAE else 2
+        frame = context.cr3 >> PAGE_SHIFT
+        self.journal.add(What.SWITCHED, context.root_level, frame & 0xFFFF_FFFF, frame >> 32)
         wanted = self._wanted_roots(context)
         key = (context.root_level, *(-1 if gfn is None else gfn for gfn in wanted))
         reused = next((kept for kept in context.kept_roots if kept.key == key), None)
@@ -261,4 +264,7 @@ class RootedMmu:
 
     def _get_page(self, context: Context, gfn: int, va: int, level: int, metaphysical: bool, parent: int | None) -> ShadowPage | None:
         self.counters.get_page_lookups += 1
-        return self.cache.get_page(gfn, self._role(context, va, level, metaphysical), parent, context.vcpu)
+        root = None if parent is None else self._root_for(context, va)[0]
+        return self.cache.get_page(
+            gfn, self._role(context, va, level, metaphysical), parent, context.vcpu, NO_PAGE if root is None else root.birth
+        )

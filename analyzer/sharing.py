@@ -1,11 +1,13 @@
-"""Who shares what: facts gathered at every look-up, birth and death of a shadow page."""
+"""Who shares what: facts drawn from the journal of a replay, from every look-up, birth and death of a shadow page in it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from analyzer.counters import Counters
+import numpy as np
+
+from analyzer.journal import CAUSES, Journal, What
 from analyzer.role import Role, unpack
 
 #: The parts of the key that can tell two shadow pages of one frame apart.
@@ -41,7 +43,7 @@ class Spread:
 
 
 class Sharing:
-    """Facts about roles and frames. It watches the cache and changes nothing in it."""
+    """Facts about roles and frames."""
 
     def __init__(self) -> None:
         self.roles: dict[int, RoleFacts] = {}
@@ -51,6 +53,8 @@ class Sharing:
         #: Frames with exactly this many live pages, at the most.
         self.pages_per_frame_peak: Counter[int] = Counter()
         self._pages_per_frame: Counter[int] = Counter()
+        #: Misses where a live page of the same frame differed in nothing but this part of the key.
+        self.key = dict.fromkeys(PARTS, 0)
 
     def _role(self, role: int) -> RoleFacts:
         facts = self.roles.get(role)
@@ -64,7 +68,7 @@ class Sharing:
         facts.lookups += 1
         facts.hits += 1
 
-    def miss(self, gfn: int, role: int, counters: Counters) -> None:
+    def miss(self, gfn: int, role: int) -> None:
         """A look-up of (``gfn``, ``role``) found nothing: count each part of the key that alone told a live page apart."""
         facts = self._role(role)
         facts.lookups += 1
@@ -76,7 +80,7 @@ class Sharing:
             if len(differing) == 1:
                 alone.add(differing[0])
         for part in alone:
-            setattr(counters, f"key_{part}", getattr(counters, f"key_{part}") + 1)
+            self.key[part] += 1
 
     def made(self, gfn: int, role: int) -> None:
         """A page of this key was made."""
@@ -117,6 +121,25 @@ class Sharing:
     def pages_per_frame(self) -> dict[int, tuple[int, int]]:
         """How many frames have so many shadow pages: {pages: (now, most at once)}, for 2 and more."""
         return {n: (self._pages_per_frame[n], peak) for n, peak in sorted(self.pages_per_frame_peak.items()) if n > 1}
+
+
+def sharing(journal: Journal) -> Sharing:
+    """The facts of a journal."""
+    found = Sharing()
+    keys = list(zip(journal.births["gfn"].tolist(), journal.births["role"].tolist(), strict=True))
+    rows = journal.rows[np.isin(journal.rows["what"], (What.MADE, What.FOUND, What.DIED, What.EMPTIED))]
+    for what, cause, page in zip(rows["what"].tolist(), rows["cause"].tolist(), rows["page"].tolist(), strict=True):
+        gfn, role = keys[page]
+        if what == What.FOUND:
+            found.hit(role)
+        elif what == What.MADE:
+            found.miss(gfn, role)
+            found.made(gfn, role)
+        elif what == What.DIED:
+            found.died(gfn, role, CAUSES[cause])
+        else:
+            found.emptied(role, CAUSES[cause])
+    return found
 
 
 def told_apart_by(roles: list[Role]) -> set[str]:

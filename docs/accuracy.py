@@ -15,6 +15,7 @@ from pathlib import Path
 from analyzer.facts import Facts, facts
 from analyzer.mmu import Mmu
 from analyzer.model import parameters
+from analyzer.outcome import outcome
 from analyzer.replay import feed
 from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, Event, Kind
 from db.rebuild import Cpu, Rebuilt
@@ -122,7 +123,7 @@ def replayed(events: Iterator[Event]) -> tuple[int, Facts]:
     mmu = Mmu(parameters("kvm-2.6.20"))
     for event in events:
         feed(mmu, event)
-    return mmu.counters.events_access, facts(mmu)
+    return mmu.counters.events_access, facts(outcome(mmu))
 
 
 def measured(trace: Path) -> str:

@@ -12,6 +12,7 @@ import click
 from sqlalchemy import Table
 
 from analyzer.counters import SECTIONS, definitions
+from analyzer.sharing import PARTS
 from db.models import metadata
 from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
 from db.verify import CHECKS
@@ -35,7 +36,6 @@ _SECTION_TITLES = {
     "contents": "Contents that arrived late",
     "roots": "Kept roots",
     "corner": "Corners where 2.6.20 itself breaks",
-    "key": "What each part of the key kept apart",
 }
 
 _FACTS = {
@@ -59,6 +59,7 @@ _FACTS = {
     "frames.shadowed": "guest frames that have a shadow page at the end",
     "frames.told_apart_by": "frames with several shadow pages (`several`), and with two that differ in level, in glevels, in metaphysical,"
     " or in nothing but quadrant: now, and at the most",
+    **{f"key.{part}": f"misses where a live page of the same frame differed in nothing but {part}" for part in PARTS},
     "frames.by_pages": "frames with exactly so many shadow pages: now, and at the most",
     "parents": "by level: pages alive, those with several parents, the most parents and whose, pte chains and those with a free slot",
 }

@@ -38,10 +38,10 @@ def command(trace: Path, form: str, state_file: Path | None, audit: int | None, 
         check_target(state_file)
     with TraceReader(trace) as opened:
         with replay_line(opened.count()) as progress:
-            run, mmu = replay.run(opened, model, parameters, __version__, progress, audit)
+            run, end = replay.run(opened, model, parameters, __version__, progress, audit)
         about = table.about(opened, run)
     replay.keep(trace, run)
     if state_file is not None:
         with new_text(state_file) as out:
-            out.writelines(json.dumps(page, separators=(",", ":")) + "\n" for page in state(mmu))
+            out.writelines(json.dumps(page, separators=(",", ":")) + "\n" for page in state(end))
     click.echo(json_report.facts(run) if form == "json" else table.report(about, run))

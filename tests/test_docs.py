@@ -15,6 +15,7 @@ from analyzer.counters import SECTIONS
 from analyzer.facts import facts
 from analyzer.mmu import Mmu
 from analyzer.model import parameters
+from analyzer.outcome import outcome
 from tests.conftest import Boot, Cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +35,7 @@ def test_generated_pages_are_what_the_code_gives(name: str) -> None:
 
 def test_every_fact_of_a_replay_is_defined() -> None:
     text = (ROOT / "docs" / "counters.md").read_text()
-    for name, value in facts(Mmu(parameters("kvm-2.6.20"))).items():
+    for name, value in facts(outcome(Mmu(parameters("kvm-2.6.20")))).items():
         if not isinstance(value, dict):
             assert f"`{name}`" in text
             continue

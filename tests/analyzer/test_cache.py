@@ -4,9 +4,10 @@ import pytest
 
 from analyzer.cache import ShadowCache, ShadowPage, hash_function
 from analyzer.counters import Counters
+from analyzer.journal import JournalWriter
 from analyzer.model import Parameters
 from analyzer.role import pack
-from analyzer.sharing import Sharing
+from analyzer.sharing import sharing
 from x86.paging import PRESENT, WRITABLE
 
 LEAF = pack(4, 1, 0, 0)
@@ -15,7 +16,7 @@ BIG = pack(4, 1, 0, 1)
 
 
 def make_cache(**parameters: int) -> ShadowCache:
-    return ShadowCache(Parameters(**parameters), Counters(), Sharing())
+    return ShadowCache(Parameters(**parameters), Counters(), JournalWriter())
 
 
 def get(cache: ShadowCache, gfn: int, role: int = LEAF, parent: int | None = None) -> ShadowPage:
@@ -155,7 +156,7 @@ def test_only_one_part_of_the_key_counts_as_keeping_pages_apart() -> None:
     get(cache, 5, pack(2, 1, 0, 0))
     get(cache, 5, pack(2, 1, 1, 0))
     get(cache, 5, pack(2, 2, 0, 0))
-    counters = cache.counters
-    assert (counters.key_quadrant, counters.key_level, counters.key_glevels, counters.key_metaphysical) == (1, 1, 0, 0)
-    spread = cache.sharing.spread
+    facts = sharing(cache.journal.finish())
+    assert facts.key == {"quadrant": 1, "level": 1, "glevels": 0, "metaphysical": 0}
+    spread = facts.spread
     assert (spread["quadrant"].now, spread["level"].now, spread["glevels"].now, spread["several"].now) == (1, 1, 0, 1)

@@ -10,6 +10,7 @@ from analyzer.audit import AuditError, audit
 from analyzer.facts import facts, state
 from analyzer.mmu import Mmu
 from analyzer.model import MODELS, parameters
+from analyzer.outcome import outcome
 from tests.analyzer.guests import Step, apply, start, steps
 
 VARIANTS = [
@@ -40,7 +41,8 @@ def test_no_guest_breaks_the_model(variant: dict[str, object], mode: str, events
         + counters.access_mmio
         + counters.access_unresolved
     )
-    assert len(list(state(mmu))) == facts(mmu)["live"]["total"] == counters.get_page_misses - counters.zaps_freed
+    end = outcome(mmu)
+    assert len(list(state(end))) == facts(end)["live"]["total"] == counters.get_page_misses - counters.zaps_freed
 
 
 def shadowed() -> Mmu:

@@ -54,13 +54,12 @@ def test_the_second_vcpu_comes_up_without_paging_while_the_first_is_in_long_mode
     side_by_side = hits_without_paging = shared_roots = 0
     with TraceReader(smp[0]) as trace:
         for number, event in enumerate(trace.events()):
-            before = sum(facts.hits for role, facts in mmu.sharing.roles.items() if role & 15 == Mode.NONE)
+            before = mmu.counters.get_page_hits
             feed(mmu, event)
             if event.vcpu == 1 and first.root_level == Mode.LONG and second.root_level == Mode.NONE:
                 live = {page.role & 15 for page in mmu.cache.active.values()}
                 side_by_side += live >= {Mode.NONE, Mode.LONG}
-                after = sum(facts.hits for role, facts in mmu.sharing.roles.items() if role & 15 == Mode.NONE)
-                hits_without_paging += after - before
+                hits_without_paging += mmu.counters.get_page_hits - before
             if event.kind == Kind.CR3 and event.vcpu == 1 and first.roots and second.roots:
                 shared_roots += first.roots.pages == second.roots.pages
             if number % 100_000 == 0:
