@@ -32,6 +32,7 @@ recording = _table(
     _text("title", "the guest in words"),
     _text("kernel", "the kernel's version as its image says it", nullable=True),
     _text("kernel_sha256", "SHA-256 of the kernel image", nullable=True),
+    _integer("kernel_slide", "how far the kernel was moved from where its image says; NULL: not known", nullable=True),
     _text("qemu_version", "QEMU's version", nullable=True),
     _text("qemu_argv", "QEMU's arguments, a JSON array", nullable=True),
     _text("gdb_version", "gdb's version", nullable=True),
@@ -88,6 +89,21 @@ content = _table(
     "What a page held when it became a table, or when it was found to have changed unseen.",
     _key("seq", "the event"),
     Column("words", LargeBinary, nullable=False, comment="the words that are not zero: 2 bytes of index, 8 of word, little-endian"),
+)
+
+store_origin = _table(
+    "store_origin",
+    "Which guest instruction made a store to a table; none for a store that no instruction made, or that was not seen itself.",
+    _key("seq", "the event"),
+    _integer("pc", "virtual address of the instruction; 64 bits in two's complement"),
+)
+
+symbol = _table(
+    "symbol",
+    "The kernel's functions that the instructions in `store_origin` belong to.",
+    _key("address", "where the function began in the guest: the image's address plus `kernel_slide`; 64 bits in two's complement"),
+    _integer("size", "bytes up to the next function"),
+    _text("name", "its name, from the kernel image"),
 )
 
 mark = _table(

@@ -10,7 +10,8 @@ APPLICATION_ID = 0x53685472
 #: SQLite's user_version. History:
 #:
 #: 1. The first.
-SCHEMA_VERSION = 1
+#: 2. Which instruction made a store, and the kernel's functions that did; where the kernel lay; the numbers that a loss spans.
+SCHEMA_VERSION = 2
 
 
 def _hex(column: str) -> str:
@@ -32,8 +33,10 @@ VIEWS = (
         "v_pt_write",
         "stores to page tables",
         f"SELECT seq, vcpu, {_hex('addr')} AS gpa, flags & {WRITE_SIZE} AS size, {_hex('value')} AS value,"
-        f" CASE flags >> {WRITE_SEEN_SHIFT} WHEN 0 THEN 'exact' WHEN 1 THEN 'net' WHEN 2 THEN 'snapshot' ELSE 'foreign' END AS seen"
-        f" FROM event WHERE kind = {Kind.WRITE:d}",
+        f" CASE flags >> {WRITE_SEEN_SHIFT} WHEN 0 THEN 'exact' WHEN 1 THEN 'net' WHEN 2 THEN 'snapshot' ELSE 'foreign' END AS seen,"
+        f" iif(o.pc IS NULL, NULL, {_hex('o.pc')}) AS pc,"
+        " (SELECT s.name FROM symbol s WHERE o.pc - s.address BETWEEN 0 AND s.size - 1) AS function"
+        f" FROM event LEFT JOIN store_origin o USING (seq) WHERE kind = {Kind.WRITE:d}",
     ),
     (
         "v_access",

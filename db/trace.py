@@ -117,6 +117,7 @@ class TraceWriter(_OpenTrace):
         registers: Sequence[tuple[Any, ...]] = (),
         pdptes: Sequence[tuple[Any, ...]] = (),
         contents: Sequence[tuple[Any, ...]] = (),
+        origins: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Commit a batch of event rows as the file holds them, with the rows that belong to some of them."""
         with _storage_errors(self.path):
@@ -125,6 +126,7 @@ class TraceWriter(_OpenTrace):
                 ("INSERT INTO mode_registers VALUES (?, ?, ?, ?)", registers),
                 ("INSERT INTO pdptes VALUES (?, ?, ?, ?, ?)", pdptes),
                 ("INSERT INTO content VALUES (?, ?)", contents),
+                ("INSERT INTO store_origin VALUES (?, ?)", origins),
             ):
                 if batch:
                     self._connection.exec_driver_sql(statement, list(batch))
@@ -259,6 +261,10 @@ class TraceReader(_OpenTrace):
         """Every row of a small table, in order of its key."""
         columns = models.metadata.tables[table]
         return [dict(row._mapping) for row in self.query(select(columns).order_by(next(iter(columns.primary_key))))]
+
+    def storing_instructions(self) -> list[int]:
+        """Where the instructions are that stored to tables: virtual addresses, each once."""
+        return [unsigned(pc) for (pc,) in self.query(select(models.store_origin.c.pc).distinct())]
 
     def count(self) -> int:
         """Events in the file now."""

@@ -9,7 +9,7 @@ from itertools import islice
 from sqlalchemy import func, not_, select
 
 from db.errors import UsageError
-from db.event import WRITE_SIZE, Event, Kind, unpack_words
+from db.event import WRITE_SEEN_SHIFT, WRITE_SIZE, Event, Kind, Seen, unpack_words
 from db.models import event as event_table
 from db.models import loss
 from db.rebuild import TABLE_KINDS, Rebuilt
@@ -50,6 +50,11 @@ CHECKS = {
             "Without it nobody can tell what the rest of the table holds.",
         ),
         Check("linked", "a walk from some root can reach every recorded page", "A page becomes a table only when a walk reaches it."),
+        Check(
+            "origins",
+            "every instruction that is named made a store, and every function holds such an instruction",
+            "Instructions and functions are recorded for stores that were seen themselves, and for nothing else.",
+        ),
         Check("marks", "marks and names lie within the events, in order", "They are positions in the order of events."),
         Check("losses", "losses add up to what the recording says", "What was lost is counted, each gap with its cause."),
         Check(
@@ -128,8 +133,22 @@ def _summary(trace: TraceReader, findings: dict[str, Finding]) -> None:
         wrong = row["missing"] + row["different"] + (row["leaves_different"] or 0)
         if wrong:
             findings["memory-checks"].fail(f"after event {row['seq']}: {row['detail'] or wrong}", wrong)
+    _origins(trace, findings["origins"])
     for case in islice(_misshapen(trace), _SHOWN):
         findings["shape"].fail(case)
+
+
+def _origins(trace: TraceReader, finding: Finding) -> None:
+    origin, function = trace.table("store_origin"), trace.table("symbol")
+    by_store = (event_table.c.kind == Kind.WRITE) & (event_table.c.flags.op(">>")(WRITE_SEEN_SHIFT) == Seen.EXACT)
+    stray = select(origin.c.seq).outerjoin(event_table, event_table.c.seq == origin.c.seq).where(func.coalesce(not_(by_store), True))
+    for (seq,) in trace.query(stray):
+        finding.fail(f"event {seq} is no store that was seen itself")
+    pcs = select(origin.c.pc).distinct().subquery()
+    apart = pcs.c.pc - function.c.address
+    empty = select(function.c.name).outerjoin(pcs, (apart >= 0) & (apart < function.c.size)).where(pcs.c.pc.is_(None))
+    for (name,) in trace.query(empty):
+        finding.fail(f"nothing in {name!r} stored to a table")
 
 
 def _misshapen(trace: TraceReader) -> Iterator[str]:

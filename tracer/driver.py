@@ -23,7 +23,7 @@ class Driver:
     """Arms a gdb session and answers its stops.
 
     ``on_mark(name)`` is called at each moment with a name; ``on_exec(root_gfn, pid, comm)`` when a program was executed.
-    Without ``symbols`` there is one mark, ``reset``, and no names. Raises ``UsageError`` for a symbol the kernel lacks.
+    ``slide`` is how far the kernel was moved, once it has been found. Without ``symbols`` there is one mark, ``reset``, and no names. Raises ``UsageError`` for a symbol the kernel lacks.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Driver:
         self._slots: dict[int, int] = {}
         self._marks: dict[int, str] = {}
         self._wanted = dict.fromkeys(["start_kernel", *marks, *([until] if until else [])])
-        self._slide = 0
+        self.slide: int | None = None
         self._watch: int | None = None
         self._first_exec = True
 
@@ -70,7 +70,7 @@ class Driver:
         symbols = self._symbols
         if symbols is None:
             return
-        self._slide = slide
+        self.slide = slide
         self._session.delete(list(self._slots))
         self._slots.clear()
         self._on_mark("kernel entry")
@@ -89,7 +89,7 @@ class Driver:
     def _process_event(self, pc: int) -> None:
         """A program was executed: cr3 and the task's name are the new ones already."""
         symbols = self._symbols
-        if symbols is None or not 0 <= pc - (symbols.addresses.get(_AT_EXEC, 0) + self._slide) < _AT_EXEC_BYTES:
+        if symbols is None or not 0 <= pc - (symbols.addresses.get(_AT_EXEC, 0) + (self.slide or 0)) < _AT_EXEC_BYTES:
             return
         session, task = self._session, symbols.task
         current = session.read(session.register("gs_base") + symbols.addresses["current_task"], 8)

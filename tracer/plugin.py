@@ -24,8 +24,12 @@ CFLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", 
 
 #: ``struct record`` of qemu-scripts/plugin/shadowtrace.h.
 RECORD = np.dtype([("kind", "u1"), ("vcpu", "u1"), ("flags", "<u2"), ("seq", "<u4"), ("addr", "<u8"), ("value", "<u8")])
-REC_EFER, REC_PDPTES, REC_WORDS = 16, 17, 18
+REC_EFER, REC_PDPTES, REC_WORDS, REC_PC = 16, 17, 18, 19
+WRITE_HAS_PC = 0x100
 NO_WORD = 0xFFFF_FFFF
+
+#: The flags that the file keeps; above are those that speak of side records.
+_FLAGS = 0xFF
 
 _CONTROL = struct.Struct("<17Q")
 _EVERY_ACCESS = struct.Struct("<Q")
@@ -94,6 +98,7 @@ class Batch:
     registers: list[tuple[Any, ...]]
     pdptes: list[tuple[Any, ...]]
     contents: list[tuple[Any, ...]]
+    origins: list[tuple[int, int]]
     gaps: list[tuple[int, int, int]]
 
 
@@ -127,15 +132,16 @@ class StreamParser:
             raise ShadowtraceError("the capture plugin's stream makes no sense", "this is a defect of shadowtrace")
         gaps = self._gaps(events)
         seqs = np.arange(self._seq + 1, self._seq + 1 + len(events))
-        flags = np.where(events["kind"] == Kind.CR3, events["flags"] & CR3_HAS_PDPTES, events["flags"])
+        flags = np.where(events["kind"] == Kind.CR3, events["flags"] & CR3_HAS_PDPTES, events["flags"] & _FLAGS)
         no_value = (events["kind"] == Kind.PAGE) | (events["kind"] == Kind.REGS)
         value = np.where(no_value, 0, events["value"]).view(np.int64)
         addr = np.where(events["kind"] == Kind.REGS, 0, events["addr"]).view(np.int64)
         columns = (seqs, events["kind"], events["vcpu"], flags, addr, value)
         rows: list[Row] = list(zip(*(column.tolist() for column in columns), strict=True))
         registers, pdptes, contents = self._sides(records, main)
+        origins = self._origins(records, main)
         self._seq += len(events)
-        return Batch(rows, registers, pdptes, contents, gaps)
+        return Batch(rows, registers, pdptes, contents, origins, gaps)
 
     def _gaps(self, events: NDArray[np.void]) -> list[tuple[int, int, int]]:
         """Numbers that are missing among a vCPU's events."""
@@ -148,6 +154,14 @@ class StreamParser:
                 gaps.append((vcpu, self._seq + int(where[at]), int((numbers[at] - expected[at]) % (1 << 32))))
             self._next_of_vcpu[vcpu] = int(numbers[-1] + 1) % (1 << 32)
         return gaps
+
+    def _origins(self, records: NDArray[np.void], main: NDArray[np.bool_]) -> list[tuple[int, int]]:
+        """For each store that says so: its number, and where the instruction that made it is."""
+        stores = np.flatnonzero(main & (records["kind"] == Kind.WRITE) & (records["flags"] & WRITE_HAS_PC != 0))
+        if np.any(records["kind"][stores + 1] != REC_PC):
+            raise ShadowtraceError("the capture plugin's stream makes no sense", "this is a defect of shadowtrace")
+        seqs = self._seq + np.cumsum(main)[stores]
+        return list(zip(seqs.tolist(), records["addr"][stores + 1].view(np.int64).tolist(), strict=True))
 
     def _sides(self, records: NDArray[np.void], main: NDArray[np.bool_]) -> tuple[list[Any], list[Any], list[Any]]:
         registers, pdptes, contents = [], [], []
@@ -172,6 +186,8 @@ def _side_count(event: Any) -> int:
         return 1
     if event["kind"] == Kind.PAGE:
         return int(event["value"])
+    if event["kind"] == Kind.WRITE:
+        return 1 if event["flags"] & WRITE_HAS_PC else 0
     return 2 if event["kind"] == Kind.CR3 and event["flags"] & CR3_HAS_PDPTES else 0
 
 

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from db.errors import ShadowtraceError, UsageError
-from db.event import pack_words
+from db.event import pack_words, signed
 from db.rebuild import Rebuilt, Verdict, rebuild
 from db.trace import TraceReader, TraceWriter
 from tracer import gdb, plugin, qemu, symbols
@@ -177,6 +177,7 @@ class _Recording:
         self.ingest = Ingest(writer, machine.stream, machine.process.stdout)  # type: ignore[arg-type]
         self.interrupt = _Interrupt()
         self.gdb_lost = ""
+        self.driver: Driver | None = None
         self.rebuilt = Rebuilt()
         self.checks_left = request.checks
         self.start = time.monotonic()
@@ -209,7 +210,7 @@ class _Recording:
         except gdb.GdbGoneError as error:
             raise ShadowtraceError(f"gdb did not start: {error}", "apt-get install gdb; shadowtrace doctor looks at it") from error
         with session:
-            driver = Driver(session, self.symbols, self.request.until, self.request.marks, self._mark, self._exec)
+            driver = self.driver = Driver(session, self.symbols, self.request.until, self.request.marks, self._mark, self._exec)
             try:
                 driver.arm()
                 session.resume()
@@ -355,10 +356,22 @@ class _Recording:
             self._lose(missing - recorded, "QEMU ended before it had written them")
         if control.tables_refused:
             self._lose(control.tables_refused, "tables beyond the limit of tables tracked at once (each stands for all its stores)")
+        self._name_origins()
         self.writer.describe(plugin_api=control.api)
         self.writer.seal(ended, detail + self.gdb_lost)
         lost = sum(row["count"] for row in _losses(self.request.output))
         return Outcome(ended, detail + self.gdb_lost, self.writer.events, lost, verdict)
+
+    def _name_origins(self) -> None:
+        """Keep the functions that stored to tables, so that a trace can be read without its kernel."""
+        slide = self.driver.slide if self.driver is not None else None
+        if self.symbols is None or slide is None:
+            return
+        with TraceReader(self.request.output, live=True) as trace:
+            pcs = trace.storing_instructions()
+        for address, size, name in symbols.functions_at(self.symbols, slide, pcs):
+            self.writer.add("symbol", address=signed(address), size=size, name=name)
+        self.writer.describe(kernel_slide=slide)
 
     def _lose(self, count: int, cause: str) -> None:
         number = len(_losses(self.request.output)) + 1

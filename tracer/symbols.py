@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from elftools.elf.sections import SymbolTableSection
 
 from tracer import btf, kernelimage, resources
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Symbols:
     bits: int
     addresses: dict[str, int]
     task: dict[str, int]
+    functions: list[tuple[int, str]]
+    """Every function's link-time address and name, in order; one name where an address has several."""
 
     @property
     def first_c_function(self) -> str:
@@ -44,6 +48,18 @@ class Symbols:
         text = self.addresses.get("_text", self.addresses.get("_stext", 0))
         base = 0xFFFF_FFFF_8000_0000 if self.bits == 64 else 0xC000_0000
         return [slide for slide in range(0, span, step) if text + slide < base + span]
+
+
+def functions_at(symbols: Symbols, slide: int, pcs: Iterable[int]) -> list[tuple[int, int, str]]:
+    """The functions that some addresses in a guest lie in: where each begins there, its bytes up to the next one, its name.
+
+    ``slide`` is how far the kernel was moved. Addresses outside the kernel's functions are left out.
+    """
+    starts = [address for address, _ in symbols.functions]
+    found = {bisect_right(starts, pc - slide) for pc in pcs}
+    return [
+        (starts[at - 1] + slide, starts[at] - starts[at - 1], symbols.functions[at - 1][1]) for at in sorted(found) if 0 < at < len(starts)
+    ]
 
 
 def sha256(path: Path) -> str:
@@ -64,7 +80,7 @@ def load(kernel: Path) -> Symbols | None:
     if kept.exists():
         data = json.loads(kept.read_text())
         if data.pop("format", None) == _FORMAT:
-            return Symbols(**data)
+            return Symbols(**data | {"functions": [(address, name) for address, name in data["functions"]]})
     program = command()
     if program is None:
         return None
@@ -93,9 +109,20 @@ def read_elf(path: Path) -> Symbols | None:
             table: Any = elf.get_section_by_name(".symtab")
             if not isinstance(table, SymbolTableSection):
                 return None
-            addresses = {symbol.name: int(symbol["st_value"]) for symbol in table.iter_symbols() if symbol.name}
+            named = [symbol for symbol in table.iter_symbols() if symbol.name]
+            addresses = {symbol.name: int(symbol["st_value"]) for symbol in named}
+            functions: dict[int, tuple[bool, str]] = {}
+            for symbol in named:
+                if symbol["st_info"]["type"] == "STT_FUNC":
+                    rank = (symbol["st_info"]["bind"] == "STB_LOCAL", symbol.name)
+                    functions[symbol["st_value"]] = min(rank, functions.get(symbol["st_value"], rank))
             section = elf.get_section_by_name(".BTF")
             task = btf.member_offsets(section.data(), "task_struct") if section is not None else {}
     except (ELFError, ValueError, OSError):
         return None
-    return Symbols(elf.elfclass, addresses, {name: task[name] for name in ("pid", "tgid", "comm") if name in task})
+    return Symbols(
+        elf.elfclass,
+        addresses,
+        {name: task[name] for name in ("pid", "tgid", "comm") if name in task},
+        [(address, name) for address, (_, name) in sorted(functions.items())],
+    )

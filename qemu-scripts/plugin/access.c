@@ -64,7 +64,7 @@ void drop_touches(struct vcpu *v)
 }
 
 /* The part of a store that lies in one page. */
-static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user)
+static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user, uint64_t pc)
 {
     struct vcpu *v = &vcpus[vcpu];
     struct qemu_plugin_hwaddr *address = qemu_plugin_get_hwaddr(info, va);
@@ -89,9 +89,10 @@ static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
     }
     v->store_touch = NO_VA;
     /* A store of 16 bytes (cmpxchg16b, SSE) is two of 8: no hypervisor of that time emulated it as one. */
+    pc = qemu_running_pc(vcpu, pc);
     for (unsigned at = 0; at < size; at += 8) {
         if (tables_is_tracked(gpa)) {
-            tables_store(vcpu, gpa + at, size - at < 8 ? size - at : 8);
+            tables_store(vcpu, gpa + at, size - at < 8 ? size - at : 8, pc);
         }
     }
     for (unsigned i = 0; settings.drop_at_stores && i < settings.vcpus; i++) {
@@ -99,7 +100,7 @@ static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
     }
 }
 
-static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user)
+static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user, uint64_t pc)
 {
     struct vcpu *v = &vcpus[vcpu];
     unsigned room = PAGE_BYTES - (unsigned)(va & (PAGE_BYTES - 1));
@@ -111,9 +112,9 @@ static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, u
             memset(v->store_cache, 0, sizeof v->store_cache);
             v->generation = generation;
         }
-        store_in_page(vcpu, info, va, size < room ? size : room, user);
+        store_in_page(vcpu, info, va, size < room ? size : room, user, pc);
         if (size > room) {
-            store_in_page(vcpu, info, va + room, size - room, user);
+            store_in_page(vcpu, info, va + room, size - room, user, pc);
         }
         if (atomic_load(&tables_generation) != generation) {
             memset(v->store_cache, 0, sizeof v->store_cache);
@@ -122,7 +123,7 @@ static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, u
     pthread_mutex_unlock(&lock);
 }
 
-static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user)
+static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
 {
     struct vcpu *v = &vcpus[vcpu];
     unsigned size = 1u << qemu_plugin_mem_size_shift(info);
@@ -132,19 +133,19 @@ static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va,
         v->generation == atomic_load_explicit(&tables_generation, memory_order_acquire)) {
         return;
     }
-    store_slow(vcpu, info, va, size, user);
+    store_slow(vcpu, info, va, size, user, (uint64_t)(uintptr_t)pc);
 }
 
-void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data)
+/* The memory callbacks' last parameter is the address of the instruction, as it was translated. */
+void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
-    (void)data;
     /* QEMU 7.2 calls for loads too, whatever was asked. */
     if (qemu_plugin_mem_is_store(info)) {
-        store(vcpu, info, va, false);
+        store(vcpu, info, va, false, pc);
     }
 }
 
-static inline void memory_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user)
+static inline void memory_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
 {
     bool is_store = qemu_plugin_mem_is_store(info);
     enum touch kind = is_store ? TOUCH_STORE : TOUCH_LOAD;
@@ -157,20 +158,18 @@ static inline void memory_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint
         }
     }
     if (is_store) {
-        store(vcpu, info, va, user);
+        store(vcpu, info, va, user, pc);
     }
 }
 
-void on_kernel_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data)
+void on_kernel_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
-    (void)data;
-    memory_access(vcpu, info, va, false);
+    memory_access(vcpu, info, va, false, pc);
 }
 
-void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data)
+void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
-    (void)data;
-    memory_access(vcpu, info, va, true);
+    memory_access(vcpu, info, va, true, pc);
 }
 
 /* The first-touch tables of every vCPU. */

@@ -172,6 +172,7 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
         uint64_t va = qemu_plugin_insn_vaddr(insn);
         size_t size = qemu_insn_bytes(insn, bytes, sizeof bytes);
         enum insn_kind kind = decode(bytes, size, va, &operand);
+        void *pc = (void *)(uintptr_t)va;
 
         next = va + size;
         /* In user code the others only fault. */
@@ -179,9 +180,9 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
             instrument_special(insn, kind, &operand);
         }
         if (settings.touch_entries) {
-            qemu_plugin_register_vcpu_mem_cb(insn, user ? on_user_access : on_kernel_access, CB_NO_REGS, MEM_RW, NULL);
+            qemu_plugin_register_vcpu_mem_cb(insn, user ? on_user_access : on_kernel_access, CB_NO_REGS, MEM_RW, pc);
         } else if (!user || settings.watch_user_stores) {
-            qemu_plugin_register_vcpu_mem_cb(insn, on_store_only, CB_NO_REGS, MEM_RW, NULL);
+            qemu_plugin_register_vcpu_mem_cb(insn, on_store_only, CB_NO_REGS, MEM_RW, pc);
         }
     }
     if (settings.touch_entries) {

@@ -123,6 +123,20 @@ uint64_t qemu_reg(unsigned vcpu, enum reg number)
     return value;
 }
 
+/*
+ * Where an instruction runs that was translated at `translated`. From 8.0 on a block serves every address at which its page
+ * is mapped; rip is then kept up to date at the start of each block, so it tells the page. Older ones translate anew.
+ */
+uint64_t qemu_running_pc(unsigned vcpu, uint64_t translated)
+{
+    if (qemu_plugin_version < 2 || !internal_read || !get_cpu) {
+        return translated;
+    }
+    /* Blocks end with their page: rip lies at or up to a page before the instruction. */
+    uint64_t apart = qemu_reg(vcpu, REG_RIP) - translated + PAGE_BYTES - 1;
+    return translated + (apart & ~(uint64_t)(PAGE_BYTES - 1));
+}
+
 /* Which vCPU's thread this is, at translation; -1 where that cannot be told. */
 int qemu_translating_vcpu(void)
 {

@@ -39,16 +39,18 @@
 enum record_kind {
     REC_REGS = 1,   /* addr cr0, value cr4; one REC_EFER follows */
     REC_CR3 = 2,    /* addr the value; with flags 1 two REC_PDPTES follow */
-    REC_WRITE = 3,  /* flags size | seen << 4, addr gpa, value */
+    REC_WRITE = 3,  /* flags size | seen << 4 | WRITE_HAS_PC, addr gpa, value; with WRITE_HAS_PC one REC_PC follows */
     REC_PAGE = 4,   /* addr gpa, value the number of REC_WORDS that follow */
     REC_ACCESS = 5, /* flags 1 write, 2 user, 4 fetch, 8 fault; addr va */
     REC_INVLPG = 6, /* addr va */
     REC_EFER = 16,  /* addr efer */
     REC_PDPTES = 17, /* addr, value: two entries */
     REC_WORDS = 18, /* flags: index of the word in addr; seq: index of the word in value, or NO_WORD */
+    REC_PC = 19,    /* addr: va of the instruction that stored */
 };
 
 #define NO_WORD 0xffffffffu
+#define WRITE_HAS_PC 0x100u
 
 struct record {
     uint8_t kind;
@@ -95,7 +97,7 @@ void tables_read(uint64_t gpa, void *to, size_t bytes);
 bool tables_is_tracked(uint64_t gpa);
 struct table *tables_load_root(unsigned vcpu, uint64_t gfn, enum table_kind kind);
 void tables_unload_root(struct table *root);
-void tables_store(unsigned vcpu, uint64_t gpa, unsigned size);
+void tables_store(unsigned vcpu, uint64_t gpa, unsigned size, uint64_t pc);
 void tables_set_pse(unsigned vcpu, bool pse);
 void tables_content(unsigned vcpu, uint64_t gfn);
 /* Goes up whenever the set of tracked pages grows: caches of "not a table" from before are void. */
@@ -103,11 +105,12 @@ extern _Atomic uint64_t tables_generation;
 
 /* ---- qemu.c ---- */
 
-enum reg { REG_RSP = 7, REG_EFLAGS = 17, REG_CS = 18, REG_FS_BASE = 24, REG_GS_BASE = 25, REG_CR0 = 27, REG_CR2 = 28, REG_CR3 = 29,
+enum reg { REG_RSP = 7, REG_RIP = 16, REG_EFLAGS = 17, REG_CS = 18, REG_FS_BASE = 24, REG_GS_BASE = 25, REG_CR0 = 27, REG_CR2 = 28, REG_CR3 = 29,
            REG_CR4 = 30, REG_EFER = 32 };
 
 bool qemu_open(void);
 uint64_t qemu_reg(unsigned vcpu, enum reg number);
+uint64_t qemu_running_pc(unsigned vcpu, uint64_t translated);
 int qemu_translating_vcpu(void);
 size_t qemu_insn_bytes(const struct qemu_plugin_insn *insn, uint8_t *to, size_t most);
 void qemu_on_stop(qemu_plugin_id_t id, void (*stopped)(void));

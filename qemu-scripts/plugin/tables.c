@@ -317,11 +317,12 @@ static void relink(unsigned vcpu, struct table *table, const uint8_t *now, unsig
     }
 }
 
-/* A store of 1 to 8 bytes, within one page, to a tracked page; RAM holds it already. */
-void tables_store(unsigned vcpu, uint64_t gpa, unsigned size)
+/* A store of 1 to 8 bytes, within one page, to a tracked page, by the instruction at `pc`; RAM holds it already. */
+void tables_store(unsigned vcpu, uint64_t gpa, unsigned size, uint64_t pc)
 {
     struct table *table = by_frame[gpa >> PAGE_SHIFT];
-    struct record event = {.kind = REC_WRITE, .vcpu = (uint8_t)vcpu, .flags = (uint16_t)size, .addr = gpa};
+    struct record event = {.kind = REC_WRITE, .vcpu = (uint8_t)vcpu, .flags = (uint16_t)(size | WRITE_HAS_PC), .addr = gpa};
+    struct record side = {.kind = REC_PC, .vcpu = (uint8_t)vcpu, .addr = pc};
     uint8_t now[PAGE_BYTES];
     unsigned offset = gpa & (PAGE_BYTES - 1), start = offset & ~7u, end = (offset + size + 7) & ~7u;
 
@@ -331,7 +332,7 @@ void tables_store(unsigned vcpu, uint64_t gpa, unsigned size)
         expire_root(table);
     }
     relink(vcpu, table, now, offset, size);
-    stream_event(&event, NULL, 0);
+    stream_event(&event, &side, 1);
     if (!is_linked(table) && --table->linger_left == 0) {
         retire(table);
     }

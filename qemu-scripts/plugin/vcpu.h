@@ -68,9 +68,9 @@ void drop_caches(struct vcpu *v);
 void forget_touch(struct vcpu *v, uint64_t page);
 void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag);
 void drop_touches(struct vcpu *v);
-void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data);
-void on_kernel_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data);
-void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data);
+void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
+void on_kernel_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
+void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 
 /* Inline: every access of the guest comes here. */
 static inline void touch(unsigned vcpu, enum touch kind, uint64_t va, bool user)

@@ -24,6 +24,7 @@ DAMAGE = {
     "cr3-in-ram": "UPDATE event SET addr = 0x7fffffff000 WHERE seq = (SELECT max(seq) FROM event WHERE kind = 2)",
     "content-before-use": "UPDATE event SET addr = 0x1000 WHERE seq = (SELECT min(seq) FROM event WHERE kind = 3)",
     "linked": "UPDATE event SET addr = 0x7fe0000 WHERE seq = (SELECT min(seq) FROM event WHERE kind = 4)",
+    "origins": "UPDATE store_origin SET seq = 1 WHERE seq = (SELECT min(seq) FROM store_origin)",
     "marks": "UPDATE mark SET seq = 1 << 40 WHERE id = 2",
     "losses": "INSERT INTO loss VALUES (1, 0, 10, 3, 'a test')",
     "memory-checks": "UPDATE memory_check SET missing = 1",
@@ -66,6 +67,11 @@ def test_one_changed_store_is_noticed_by_the_end_state(copy: Path) -> None:
         " (SELECT 1 FROM event later WHERE later.kind = 3 AND later.addr = e.addr AND later.seq > e.seq))",
     )
     assert failing(copy) == {"end-state"}
+
+
+def test_a_function_that_stored_nothing_is_noticed(copy: Path) -> None:
+    change(copy, "INSERT INTO symbol SELECT max(address) + max(size), 16, 'idle' FROM symbol")
+    assert failing(copy) == {"origins"}
 
 
 @pytest.mark.parametrize("kind", [2, 3, 4])

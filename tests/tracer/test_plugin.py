@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.errors import ShadowtraceError
-from db.event import Kind, unpack_words
+from db.event import Kind, Seen, unpack_words
 from tracer import plugin
-from tracer.plugin import NO_WORD, REC_EFER, REC_PDPTES, REC_WORDS, RECORD, Batch, StreamParser
+from tracer.plugin import NO_WORD, REC_EFER, REC_PC, REC_PDPTES, REC_WORDS, RECORD, WRITE_HAS_PC, Batch, StreamParser
 
 
 def stream(*records: tuple[int, int, int, int, int, int]) -> bytes:
     return np.array(list(records), RECORD).tobytes()
 
 
-#: A mode change, a cr3 load with PDPTEs, a page with three words, a store, a touch: vCPU 0's events 0..4.
+#: A mode change, a page with three words, a cr3 load with PDPTEs, a store, a touch, a store that nobody made: vCPU 0's events 0..5.
 WHOLE = stream(
     (Kind.REGS, 0, 0, 0, 0x80000011, 0x20),
     (REC_EFER, 0, 0, 0, 0xD01, 0),
@@ -33,14 +33,19 @@ WHOLE = stream(
     (Kind.CR3, 0, 1, 2, 0x1000, 0),
     (REC_PDPTES, 0, 0, 0, 1, 2),
     (REC_PDPTES, 0, 0, 0, 3, 4),
-    (Kind.WRITE, 0, 8, 3, 0x2008, (1 << 64) - 1),
+    (Kind.WRITE, 0, 8 | WRITE_HAS_PC, 3, 0x2008, (1 << 64) - 1),
+    (REC_PC, 0, 0, 0, 0xFFFFFFFF81000040, 0),
     (Kind.ACCESS, 0, 3, 4, 0xFFFFFFFF81000000, 0),
+    (Kind.WRITE, 0, 8 | Seen.FOREIGN << 4, 5, 0x2010, 7),
 )
 
 
 def joined(batches: list[Batch]) -> Batch:
     return Batch(
-        *([item for batch in batches for item in getattr(batch, name)] for name in ("rows", "registers", "pdptes", "contents", "gaps"))
+        *(
+            [item for batch in batches for item in getattr(batch, name)]
+            for name in ("rows", "registers", "pdptes", "contents", "origins", "gaps")
+        )
     )
 
 
@@ -52,10 +57,12 @@ def test_records_become_rows() -> None:
         (3, Kind.CR3, 0, 1, 0x1000, 0),
         (4, Kind.WRITE, 0, 8, 0x2008, -1),
         (5, Kind.ACCESS, 0, 3, -0x7F000000, 0),
+        (6, Kind.WRITE, 0, 0x38, 0x2010, 7),
     ]
     assert batch.registers == [(1, 0x80000011, 0x20, 0xD01)]
     assert batch.pdptes == [(3, 1, 2, 3, 4)]
     assert [(seq, unpack_words(words)) for seq, words in batch.contents] == [(2, [(3, 0x67), (7, 1 << 63), (511, 0x99)])]
+    assert batch.origins == [(4, -0x7EFFFFC0)]
     assert batch.gaps == []
 
 
@@ -84,6 +91,11 @@ def test_an_event_that_never_became_whole_is_left_over() -> None:
 def test_a_record_of_no_known_kind_is_refused() -> None:
     with pytest.raises(ShadowtraceError, match="no sense"):
         StreamParser().feed(stream((7, 0, 0, 0, 0, 0), (Kind.INVLPG, 0, 0, 0, 0, 0)))
+
+
+def test_a_store_without_the_origin_it_promises_is_refused() -> None:
+    with pytest.raises(ShadowtraceError, match="no sense"):
+        StreamParser().feed(stream((Kind.WRITE, 0, 8 | WRITE_HAS_PC, 0, 0x2000, 1), (Kind.INVLPG, 0, 0, 1, 0, 0)))
 
 
 @given(st.binary(max_size=24 * 12))
