@@ -32,6 +32,12 @@ ACCESS_FAULT = 8
 
 CR3_HAS_PDPTES = 1
 
+#: vCPUs that a trace may name.
+MAX_VCPUS = 64
+
+#: Physical addresses end here.
+MAX_GPA = 1 << 52
+
 WRITE_SIZE = 15
 WRITE_SEEN_SHIFT = 4
 
@@ -88,6 +94,11 @@ def unsigned(number: int) -> int:
 def pack_words(words: list[tuple[int, int]]) -> bytes:
     """A page's non-zero 8-byte words as a blob: 10 bytes each, the index (0..511) and the word, little-endian."""
     return b"".join(_WORD.pack(index, word) for index, word in words if word)
+
+
+def is_content(blob: bytes) -> bool:
+    """Whether ``unpack_words`` takes it."""
+    return len(blob) % _WORD.size == 0 and len(blob) <= 512 * _WORD.size and max(blob[1 :: _WORD.size], default=0) < 2
 
 
 def unpack_words(blob: bytes) -> list[tuple[int, int]]:

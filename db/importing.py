@@ -7,7 +7,8 @@ from pathlib import Path
 
 from db.errors import UsageError
 from db.interchange import read_jsonl
-from db.trace import TraceWriter, refuse_existing
+from db.storage import refuse_existing
+from db.trace import TraceWriter
 
 _BATCH = 65536
 

@@ -15,6 +15,8 @@ from db.event import (
     ACCESS_USER,
     ACCESS_WRITE,
     MASK64,
+    MAX_GPA,
+    MAX_VCPUS,
     WRITE_SIZE,
     Event,
     Kind,
@@ -30,12 +32,6 @@ _KEYS = {
     "access": {"va", "write", "user", "fetch"},
     "invlpg": {"va"},
 }
-
-#: vCPUs that a trace may name.
-MAX_VCPUS = 64
-
-#: Physical addresses end here.
-MAX_GPA = 1 << 52
 
 #: No line of the format needs more: 512 words of content.
 _MAX_LINE = 1 << 16

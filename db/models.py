@@ -49,6 +49,7 @@ recording = _table(
     _integer("linger", "stores that a page is watched for after its last link as a table went", nullable=True),
     _text("started", "when, ISO 8601, UTC", nullable=True),
     _text("version", "the shadowtrace that wrote the file"),
+    _text("upgraded_by", "the shadowtrace that brought the file to this schema, where that was done later", nullable=True),
     _text(
         "ended", "how it ended: `poweroff`, `reset`, `until`, `for`, `interrupted`, `crash`, `import`, ...; NULL: not sealed", nullable=True
     ),

@@ -10,7 +10,10 @@ APPLICATION_ID = 0x53685472
 #: SQLite's user_version. History:
 #:
 #: 1. The first.
-#: 2. Which instruction made a store, and the kernel's functions that did; where the kernel lay; the numbers that a loss spans.
+#: 2. Which instruction made a store, and the kernel's functions that did; where the kernel lay; the numbers that a loss spans;
+#:    who upgraded a file.
+#:
+#: db/history has the tables and views of each earlier version, tests/data a file of each.
 SCHEMA_VERSION = 2
 
 

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import logging
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Table, create_engine, func, insert, select, update
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy import REAL, Connection, Integer, LargeBinary, Table, Text, func, insert, select, update
+from sqlalchemy.exc import DatabaseError
 
 from db import models
-from db.errors import StorageError, TraceError, UsageError
-from db.event import CR3_HAS_PDPTES, Event, Kind, signed, unsigned
-from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
+from db.copies import PrivateCopy, check_old, create_tables, finished_copy, unfinished, upgraded_copy
+from db.errors import TraceError
+from db.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, WRITE_SIZE, Event, Kind, is_content, signed, unsigned
+from db.opening import Budget, check_schema, damage, engine, harden, identify, reading_engine
+from db.schema import SCHEMA_VERSION
+from db.storage import is_being_written, lock, refuse_existing, storage_errors
+
+_LOG = logging.getLogger(__name__)
 
 _INSERT_EVENT = "INSERT INTO event (seq, kind, vcpu, flags, addr, value) VALUES (?, ?, ?, ?, ?, ?)"
 
+_HAVE_EXTRA = (Kind.REGS, Kind.PAGE)
+
+#: The ``flags`` column, and with it kind and vCPU, stays below this.
+_MOST_FLAGS = (1 << 16) - 1
+
+_PYTHON_TYPES: dict[type, tuple[type, ...]] = {Integer: (int,), Text: (str,), LargeBinary: (bytes,), REAL: (float, int)}
+
 #: An event row as the file holds it: seq, kind, vcpu, flags, addr, value; addr and value signed.
 Row = tuple[int, int, int, int, int, int]
-
-
-def _engine(path: Path, mode: str) -> Engine:
-    # One thread at a time uses a trace, but not always the same one: recordings hand theirs to the ingest thread and back.
-    uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
-    return create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True, check_same_thread=False), poolclass=NullPool)
 
 
 class _OpenTrace:
@@ -63,21 +65,16 @@ class TraceWriter(_OpenTrace):
         refuse_existing(path, force)
         for suffix in ("", "-wal", "-shm", "-journal"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
-        self._lock = _lock(path)
-        with _storage_errors(path):
-            self._connection = _engine(path, "rwc").connect()
+        self._lock = lock(path)
+        with storage_errors(path):
+            self._connection = engine(path, "rwc").connect()
             self._create()
 
     def _create(self) -> None:
         connection = self._connection
         connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
-        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        models.metadata.create_all(connection)
-        for name, _, query in VIEWS:
-            connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
-        connection.commit()
+        create_tables(connection)
 
     def close(self) -> None:
         """Let go of the file. What was committed stays."""
@@ -87,7 +84,7 @@ class TraceWriter(_OpenTrace):
 
     def describe(self, **columns: Any) -> None:
         """Write or change the one row that says what was recorded."""
-        with _storage_errors(self.path):
+        with storage_errors(self.path):
             connection = self._connection
             if connection.scalar(select(func.count()).select_from(models.recording)):
                 connection.execute(update(models.recording).values(**columns))
@@ -120,7 +117,7 @@ class TraceWriter(_OpenTrace):
         origins: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Commit a batch of event rows as the file holds them, with the rows that belong to some of them."""
-        with _storage_errors(self.path):
+        with storage_errors(self.path):
             for statement, batch in (
                 (_INSERT_EVENT, rows),
                 ("INSERT INTO mode_registers VALUES (?, ?, ?, ?)", registers),
@@ -135,13 +132,13 @@ class TraceWriter(_OpenTrace):
 
     def add(self, table: str, **columns: Any) -> None:
         """Commit one row of ``mark``, ``address_space``, ``console``, ``loss`` or ``memory_check``."""
-        with _storage_errors(self.path):
+        with storage_errors(self.path):
             self._connection.execute(insert(models.metadata.tables[table]).values(**columns))
             self._connection.commit()
 
     def seal(self, ended: str, detail: str) -> None:
         """Say how it ended, count, and fold the write-ahead log into the one file."""
-        with _storage_errors(self.path):
+        with storage_errors(self.path):
             self._connection.rollback()
             lost = self._connection.scalar(select(func.coalesce(func.sum(models.loss.c["count"]), 0)))
             self.describe(ended=ended, ended_detail=detail, events=self.events, lost=lost)
@@ -150,117 +147,121 @@ class TraceWriter(_OpenTrace):
             self._connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
 
 
-def _lock(path: Path) -> int:
-    """A descriptor that says, while it is open, that the trace is being written."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}", "is the folder read-only, or on a network?") from error
-    return descriptor
-
-
-def is_being_written(path: Path) -> bool:
-    """Whether some process is writing the trace now. Not to be asked by one that has the file open."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise ``UsageError`` where a trace must not be written: over a file without ``force``, over anything else ever."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", "name a file: -o FILE.db")
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent}", "make it first, or name another")
-    if path.exists():
-        if not force:
-            raise UsageError(f"{path} exists already", "name another file, or replace it with --force")
-        if path.is_file() and is_being_written(path):
-            raise UsageError(f"{path} is being recorded", "name another file, or wait until it is done")
-        _refuse_foreign(path)
-
-
-def _refuse_foreign(path: Path) -> None:
-    """``--force`` replaces traces, and empty files; nothing else."""
-    if path.stat().st_size:
-        try:
-            identify(path)
-        except TraceError as error:
-            raise UsageError(f"{path} is not a trace, so --force does not replace it", "name another file") from error
-
-
-@contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, sqlite3.DatabaseError) as error:
-        reason = error.orig if isinstance(error, DatabaseError) else error
-        raise StorageError(f"{path} cannot be written: {reason}", "is the disk full, or the folder read-only?") from error
-
-
-def identify(path: Path) -> None:
-    """Raise ``TraceError`` where a file is no trace that this shadowtrace reads."""
-    hint = "shadowtrace record writes one, shadowtrace import converts one"
-    try:
-        with _engine(path, "ro").connect() as connection:
-            application = connection.exec_driver_sql("PRAGMA application_id").scalar()
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar()
-    except SQLAlchemyError as error:
-        raise TraceError(f"{path} is not a trace", hint) from error
-    if application != APPLICATION_ID:
-        raise TraceError(f"{path} is not a trace", hint)
-    if version != SCHEMA_VERSION:
-        raise TraceError(f"{path} has schema {version}, this shadowtrace reads {SCHEMA_VERSION}", "use a shadowtrace of its time")
-
-
 class TraceReader(_OpenTrace):
-    """A trace open for reading; it is never changed. Whoever writes it in this process says ``live``.
+    """A trace open for reading; it is never changed, and never trusted. Whoever writes it in this process says ``live``.
 
-    Raises ``TraceError`` where the file is missing, is no trace, or has a newer schema.
+    A trace of an older schema is read from an upgraded private copy; ``upgraded_from`` then has its own. Raises ``TraceError`` where
+    the file is missing, is no trace, has a newer schema or one that was tampered with, or is damaged; with ``check`` off damage is
+    left for ``damage`` to tell.
     """
 
-    def __init__(self, path: Path, live: bool | None = None) -> None:
+    def __init__(self, path: Path, live: bool | None = None, check: bool = True) -> None:
         self.path = path
+        self.upgraded_from: int | None = None
+        self._copy: PrivateCopy | None = None
         if not path.is_file():
             raise TraceError(f"there is no file {path}", "record one: shadowtrace record GUEST -o FILE.db")
         self.live = live if live is not None else is_being_written(path)
         """Whether the trace was still being written when it was opened."""
-        identify(path)
-        self._connection = _engine(path, "ro").connect()
-        self._connection.exec_driver_sql("PRAGMA trusted_schema = OFF")
+        self._open(path)
         try:
+            if live is None:
+                self._look(check)
             self.recording = self._recording()
         except BaseException:
             self.close()
             raise
 
+    def close(self) -> None:
+        """Let go of the file."""
+        super().close()
+        if self._copy is not None:
+            self._copy.close()
+
+    def _open(self, path: Path) -> None:
+        self._budget = Budget(path)
+        self._connection = reading_engine(path, self._budget).connect()
+
+    def _look(self, check: bool) -> None:
+        """Who wrote the file, in which schema, and whether it is what it should be."""
+        try:
+            version = identify(self._connection, self.path)
+        except TraceError:
+            if self.live or not unfinished(self.path):
+                raise
+            # Killed while it stored something, or unsealed in a folder that SQLite cannot use: neither is mended where it lies.
+            super().close()
+            self._copy = finished_copy(self.path)
+            self._open(self._copy.path)
+            version = identify(self._connection, self.path)
+        if version < SCHEMA_VERSION:
+            self._upgrade(version)
+            return
+        check_schema(self._connection, self.path, version)
+        if check and (found := damage(self._connection, self.file, whole=False)):
+            raise TraceError(f"{self.path} is damaged: {found[0]}", "what can be read: sqlite3 FILE .recover")
+
+    @property
+    def file(self) -> Path:
+        """The file that is read: the trace, or a private copy of it."""
+        return self.path if self._copy is None else self._copy.path
+
+    def _upgrade(self, version: int) -> None:
+        """Go on with a copy in today's schema."""
+        check_old(self._connection, self.path, version)
+        super().close()
+        before, self._copy = self._copy, upgraded_copy(self.file)
+        if before is not None:
+            before.close()
+        self._open(self._copy.path)
+        self.upgraded_from = version
+        _LOG.warning("%s has schema %d: read through an upgraded copy; shadowtrace upgrade keeps one", self.path, version)
+
     def _recording(self) -> dict[str, Any]:
-        row = self.query(select(models.recording)).first()
-        if row is None:
+        rows = self.rows("recording")
+        if not rows:
             raise TraceError(f"{self.path} does not say what was recorded", "its recording ended before it began: record again")
-        return dict(row._mapping)
+        row = rows[0]
+        recorded = row["source"] == "record"
+        if not 1 <= row["vcpus"] <= MAX_VCPUS or (recorded and not 0 < (row["ram_bytes"] or 0) <= MAX_GPA):
+            raise self._damaged(f"it names {row['vcpus']} vCPUs and {row['ram_bytes']} bytes of RAM")
+        return row
+
+    def _damaged(self, what: str) -> TraceError:
+        return TraceError(f"{self.path} is damaged: {what}", "shadowtrace verify names what is wrong")
+
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong with the file's structure, at most a few lines: none in a whole file."""
+        return damage(self._connection, self.file, whole=True)
 
     def query(self, statement: Any) -> Any:
-        """The result of a SELECT; a damaged file raises ``TraceError``."""
-        try:
-            return self._connection.execute(statement)
-        except DatabaseError as error:
-            raise TraceError(f"{self.path} is damaged: {error.orig}", "what can be read: sqlite3 FILE .recover") from error
+        """The result of a SELECT; a damaged file raises ``TraceError``, now or when its rows are read."""
+        self._budget.renew()
+        return self._connection.execute(statement)
 
     def table(self, name: str) -> Table:
         """A table, to build queries with."""
         return models.metadata.tables[name]
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """Every row of a small table, in order of its key."""
+        """Every row of a small table, in order of its key. Values that are not of their column's type raise ``TraceError``."""
         columns = models.metadata.tables[table]
-        return [dict(row._mapping) for row in self.query(select(columns).order_by(next(iter(columns.primary_key))))]
+        rows = [dict(row._mapping) for row in self._in_order(select(columns).order_by(next(iter(columns.primary_key))), table)]
+        for column in columns.columns:
+            kinds = _PYTHON_TYPES[type(column.type)] + ((type(None),) if column.nullable else ())
+            for row in rows:
+                if type(row[column.name]) not in kinds:
+                    raise self._damaged(f"{table}.{column.name} holds a {type(row[column.name]).__name__}")
+        return rows
+
+    def _in_order(self, statement: Any, table: str) -> Iterator[Any]:
+        """Rows by their key, the first column. A key that does not grow is from a tree that was tied into a knot."""
+        last = None
+        for row in self.query(statement):
+            if type(row[0]) is not int or (last is not None and row[0] <= last):
+                raise self._damaged(f"{table} has a row out of order")
+            last = row[0]
+            yield row
 
     def storing_instructions(self) -> list[int]:
         """Where the instructions are that stored to tables: virtual addresses, each once."""
@@ -277,10 +278,11 @@ class TraceReader(_OpenTrace):
         """
         registers = self._side(models.mode_registers, after)
         pdptes = self._side(models.pdptes, after)
-        contents = {row.seq: row.words for row in self.query(select(models.content).where(models.content.c.seq > after))}
+        contents = self._contents(after)
         columns = select(models.event).where(models.event.c.seq > after).order_by(models.event.c.seq)
         if len(kinds) < len(Kind):
             columns = columns.where(models.event.c.kind.in_([int(kind) for kind in kinds]))
+        last = after
         for seq, kind, vcpu, flags, addr, value in self.query(columns).yield_per(65536):
             extra: Any = None
             if kind == Kind.REGS:
@@ -289,22 +291,55 @@ class TraceReader(_OpenTrace):
                 extra = pdptes.get(seq)
             elif kind == Kind.PAGE:
                 extra = contents.get(seq)
-            if not 1 <= kind <= 6 or (extra is None and kind in (Kind.REGS, Kind.PAGE)):
-                raise TraceError(f"{self.path} is damaged: event {seq} is incomplete", "shadowtrace verify names what is wrong")
-            yield Event(kind, vcpu, flags, unsigned(addr), unsigned(value), extra)
+            try:
+                good = (
+                    last < seq
+                    and 0 <= kind | vcpu | flags <= _MOST_FLAGS
+                    and 1 <= kind <= 6
+                    and vcpu < MAX_VCPUS
+                    and (extra is not None or kind not in _HAVE_EXTRA)
+                    and (kind != Kind.WRITE or (1 <= flags & WRITE_SIZE <= 8 and 0 <= addr <= MAX_GPA - 8))
+                    and (kind != Kind.PAGE or (0 <= addr < MAX_GPA and not addr & 0xFFF))
+                )
+                addr, value = unsigned(addr), unsigned(value)  # noqa: PLW2901 - as the caller wants them
+            except TypeError:
+                good = False
+            if not good:
+                raise self._damaged(f"event {seq!r} is incomplete or of no known shape")
+            last = seq
+            yield Event(kind, vcpu, flags, addr, value, extra)
 
-    def _side(self, table: Any, after: int) -> dict[int, tuple[int | None, ...]]:
-        rows = self.query(select(table).where(table.c.seq > after))
-        return {row[0]: tuple(None if number is None else unsigned(number) for number in row[1:]) for row in rows}
+    def _side(self, table: Table, after: int) -> dict[int, tuple[int | None, ...]]:
+        rows = self._in_order(select(table).where(table.c.seq > after).order_by(table.c.seq), table.name)
+        try:
+            return {row[0]: tuple(None if number is None else unsigned(number) for number in row[1:]) for row in rows}
+        except TypeError as error:
+            raise self._damaged(f"{table.name} holds what is no number") from error
+
+    def _contents(self, after: int) -> dict[int, bytes]:
+        contents: dict[int, bytes] = {}
+        columns = select(models.content).where(models.content.c.seq > after).order_by(models.content.c.seq)
+        for seq, words in self._in_order(columns, "content"):
+            if not isinstance(words, bytes) or not is_content(words):
+                raise self._damaged(f"the content at event {seq} is none of a page")
+            contents[seq] = words
+        return contents
 
 
 def store_run(path: Path, **columns: Any) -> bool:
-    """Keep a replay's facts in a trace; false where the file cannot be written, which is no error."""
+    """Keep a replay's facts in a sealed trace of today's schema; false where that cannot be done, which is no error."""
     try:
-        engine = _engine(path, "rw")
-        with engine.begin() as connection:
+        if is_being_written(path):
+            return False
+        with engine(path, "rw").connect() as connection:
+            harden(connection.connection.driver_connection)  # type: ignore[arg-type]
+            if identify(connection, path) != SCHEMA_VERSION:
+                return False
+            check_schema(connection, path, SCHEMA_VERSION)
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
             number = connection.scalar(select(func.coalesce(func.max(models.run.c.id), 0)))
             connection.execute(insert(models.run).values(id=(number or 0) + 1, **columns))
-    except DatabaseError:
+            connection.commit()
+    except (DatabaseError, TraceError, OSError):
         return False
     return True

@@ -33,6 +33,11 @@ CHECKS = {
     check.name: check
     for check in (
         Check(
+            "intact",
+            "the file is whole as SQLite sees it, and every value is of its column's type",
+            "In a damaged file nothing else can be told for sure.",
+        ),
+        Check(
             "sealed", "the recording was sealed", "A trace that was not sealed ends where its recorder was killed: up to there it is whole."
         ),
         Check("counts", "the file has as many events as it says", "Events were lost or added after the trace was sealed."),
@@ -94,6 +99,12 @@ def explain(name: str) -> Check:
 def verify(trace: TraceReader) -> list[Finding]:
     """Every check on a trace, in the order of ``CHECKS``."""
     findings = {name: Finding(check) for name, check in CHECKS.items()}
+    for line in trace.damage():
+        findings["intact"].fail(line)
+    if findings["intact"].failures:
+        for finding in findings.values():
+            finding.not_applicable = "" if finding.failures else "the file is damaged"
+        return list(findings.values())
     _summary(trace, findings)
     if not findings["shape"].failures:
         _events(trace, findings)

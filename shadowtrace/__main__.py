@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ VERBS = {
     "verify": "Check a trace's invariants.",
     "import": "Make a trace file from events in JSON Lines.",
     "export": "Write a trace's events as JSON Lines.",
+    "upgrade": "Write a trace of an older schema anew.",
     "guests": "List the guests that can be recorded by name.",
     "models": "List the models a trace can be replayed with.",
     "doctor": "Look whether this machine has what recording needs.",
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit code: 0 done, 1 ours, 2 usage, 3 a limit missed, 130 interrupted."""
     from db.errors import EXIT_INTERRUPTED, ShadowtraceError
 
+    _show_warnings()
     try:
         code = cli.main(args=list(arguments) if arguments is not None else None, prog_name="shadowtrace", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -70,9 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except ShadowtraceError as error:
-        click.echo(f"shadowtrace: {error}", err=True)
-        if error.hint:
-            click.echo(f"  hint: {error.hint}", err=True)
+        _say(str(error), error.hint)
         return error.exit_code
     except KeyboardInterrupt:
         click.echo("shadowtrace: interrupted", err=True)
@@ -87,6 +88,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _unforeseen(error)
 
 
+def _show_warnings() -> None:
+    """What the trace's reader has to say goes to standard error like our own errors."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("shadowtrace: %(message)s"))
+    logging.getLogger("db").handlers = [handler]
+
+
+def _say(sentence: str, hint: str) -> None:
+    """An error for the terminal: what a trace, a guest or SQLite has put into it is shown escaped, but for line ends."""
+    from analyzer.reports.text import printable
+
+    lines = [f"shadowtrace: {sentence}", *([f"  hint: {hint}"] if hint else [])]
+    click.echo("\n".join(printable(line) for text in lines for line in text.split("\n")), err=True)
+
+
 def _unforeseen(error: Exception) -> int:
     """One sentence for what no verb expected; SHADOWTRACE_DEBUG=1 shows where it came from."""
     from db.errors import EXIT_OURS
@@ -99,8 +115,7 @@ def _unforeseen(error: Exception) -> int:
         sentence, hint = f"the trace is damaged: {getattr(error, 'orig', error)}", "shadowtrace verify names what is wrong"
     else:
         sentence, hint = f"{type(error).__name__}: {error}", "this is a defect; SHADOWTRACE_DEBUG=1 shows where it is"
-    click.echo(f"shadowtrace: {sentence}", err=True)
-    click.echo(f"  hint: {hint}", err=True)
+    _say(sentence, hint)
     if isinstance(error, OSError):
         # What could not be written must not be tried again at exit.
         sys.stdout = None

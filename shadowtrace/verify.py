@@ -29,7 +29,7 @@ def command(trace: Path | None, name: str | None) -> int:
         return 0
     if trace is None:
         raise UsageError("say which trace to verify", "shadowtrace verify FILE.db")
-    with TraceReader(trace) as opened:
+    with TraceReader(trace, check=False) as opened:
         findings = verify(opened)
     for finding in findings:
         status = "FAILED" if finding.failures else "n/a   " if finding.not_applicable else "ok    "

@@ -1,0 +1,121 @@
+"""Private copies of a trace: one of an older schema brought to today's, one whose last change was never finished."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from db import models
+from db.errors import StorageError, TraceError
+from db.opening import check_schema, connect, damage, engine, harden, trace_error
+from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
+
+#: What a rollback journal ends with if it names another journal, which SQLite would then look for and may delete.
+_NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
+
+
+def create_tables(connection: Connection) -> None:
+    """Make today's tables and views in an empty database, and say which schema that is."""
+    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    models.metadata.create_all(connection)
+    for name, _, query in VIEWS:
+        connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
+    connection.commit()
+
+
+def check_old(connection: Connection, path: Path, version: int) -> None:
+    """Raise ``TraceError`` unless a file of an older schema is whole and exactly of that schema."""
+    check_schema(connection, path, version)
+    found = damage(connection, path, whole=True)
+    if found:
+        raise TraceError(f"{path} is damaged: {found[0]}", "what can be read: sqlite3 FILE .recover")
+
+
+def _copy_rows(old: Path, connection: Connection) -> None:
+    """Fill today's empty tables with an older trace's rows: the columns that both have. The old file must have been checked.
+
+    Raises ``TraceError`` where its rows are not of the types that its columns say.
+    """
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    raw.execute("PRAGMA trusted_schema = OFF")
+    try:
+        raw.execute("ATTACH ? AS old", (f"{old.absolute().as_uri()}?mode=ro",))
+        for table in models.metadata.sorted_tables:
+            theirs = {row[1] for row in raw.execute(f"PRAGMA old.table_info({table.name})")}
+            columns = ", ".join(f'"{column.name}"' for column in table.columns if column.name in theirs)
+            if columns:
+                raw.execute(f"INSERT INTO main.{table.name} ({columns}) SELECT {columns} FROM old.{table.name}")  # noqa: S608 - names of ours
+        raw.commit()
+        raw.execute("DETACH old")
+    except sqlite3.IntegrityError as error:
+        raise TraceError(f"{old} is damaged: {error}", "what can be read: sqlite3 FILE .recover") from error
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise StorageError(f"there is no room for an upgraded copy of {old}", "set TMPDIR to a folder with room") from error
+        raise trace_error(old, error) from error
+
+
+class PrivateCopy:
+    """A copy of a trace in a folder of its own, gone when it is closed."""
+
+    def __init__(self, path: Path, suffixes: Sequence[str] = ()) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="shadowtrace-read-")
+        self.path = Path(self._folder.name) / "trace.db"
+        try:
+            for suffix in suffixes:
+                part = path.with_name(path.name + suffix)
+                if part.is_file():
+                    shutil.copyfile(part, self.path.with_name(self.path.name + suffix))
+        except OSError as error:
+            self.close()
+            raise StorageError(f"{path} cannot be copied to be read: {error.strerror}", "set TMPDIR to a folder with room") from error
+
+    def close(self) -> None:
+        """Remove it."""
+        self._folder.cleanup()
+
+
+def upgraded_copy(old: Path) -> PrivateCopy:
+    """A private copy of an older trace in today's schema; ``check_old`` must have found it good."""
+    copy = PrivateCopy(old)
+    try:
+        with engine(copy.path, "rwc").connect() as connection:
+            create_tables(connection)
+            _copy_rows(old, connection)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
+def unfinished(path: Path) -> bool:
+    """Whether a file beside the trace holds a change that its writer did not finish, or that cannot be read where it is."""
+    journal, wal = (path.with_name(path.name + suffix) for suffix in ("-journal", "-wal"))
+    return any(part.is_file() and part.stat().st_size > 0 for part in (journal, wal))
+
+
+def finished_copy(path: Path) -> PrivateCopy:
+    """A private copy of an unfinished trace, with its last change rolled back or taken in, as SQLite finds right."""
+    journal = path.with_name(path.name + "-journal")
+    if journal.is_file() and journal.read_bytes()[-8:] == _NAMES_ANOTHER:
+        raise TraceError(f"{journal} names another journal, which no trace's does", "someone made it to do harm: do not trust it")
+    copy = PrivateCopy(path, ("", "-journal", "-wal"))
+    try:
+        connection = connect(copy.path, "rw")
+        try:
+            harden(connection)
+            connection.execute("PRAGMA user_version").fetchone()
+            connection.execute("PRAGMA wal_checkpoint")
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        copy.close()
+        raise trace_error(path, error) from error
+    return copy

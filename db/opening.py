@@ -1,0 +1,243 @@
+"""Opening a trace as if its author meant harm: nothing in it is run, its shape is checked before it is read, work is bounded."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.dialects import sqlite as dialect
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateTable
+
+from db import models
+from db.errors import TraceError
+from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
+
+#: A file above this is looked through whole only by ``verify``: at 40 MB, two million events, it takes 0.2 s.
+CHECKED_BYTES = 64 << 20
+
+#: Tables that stay small, looked through in a file of any size.
+_SMALL = ("recording", "mark", "address_space", "loss", "memory_check", "end_table", "run")
+
+_HISTORY = Path(__file__).with_name("history")
+
+#: What a trace's rows and our own statements need, and not much more.
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 64 << 20,
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 100_000,
+    sqlite3.SQLITE_LIMIT_COLUMN: 100,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 50,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 5,
+    sqlite3.SQLITE_LIMIT_VDBE_OP: 25_000,
+    sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 8,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 50,
+    sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER: 100,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 1,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+
+#: What a reading connection may do once it is set up; SQLite asks for each statement.
+_READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_TRANSACTION}
+_NOT_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
+_PRAGMAS = {"application_id", "user_version", "quick_check", "read_uncommitted"}
+
+#: The progress handler is called after so many steps of SQLite's machine; a statement may take so many for each byte of the file.
+_STEPS = 100_000
+_STEPS_PER_BYTE = 20
+_FREE_CALLS = 100
+
+#: Result codes, without their extensions, that do not mean that the file is damaged.
+_CODES = {
+    sqlite3.SQLITE_BUSY: ("is locked by another program", "wait until that is done"),
+    sqlite3.SQLITE_LOCKED: ("is locked by another program", "wait until that is done"),
+    sqlite3.SQLITE_CANTOPEN: ("cannot be opened", "may you read the file and the folder it is in?"),
+    sqlite3.SQLITE_PERM: ("cannot be opened", "may you read the file and the folder it is in?"),
+    sqlite3.SQLITE_AUTH: ("asks for what no trace needs", "someone made it to do harm: do not trust it"),
+    sqlite3.SQLITE_INTERRUPT: ("takes more work to read than a file of its size can need", "someone made it to do harm: do not trust it"),
+    sqlite3.SQLITE_TOOBIG: ("holds a value beyond every limit", "someone made it to do harm: do not trust it"),
+    sqlite3.SQLITE_NOMEM: ("takes more memory to read than there is", "is the machine out of memory?"),
+}
+
+_FOREIGN = "someone changed the file; its events alone can be saved: sqlite3 FILE .recover"
+
+
+class Budget:
+    """How much work one statement may make SQLite do: in proportion to the file."""
+
+    def __init__(self, path: Path) -> None:
+        size = sum(part.stat().st_size for part in (path, path.with_name(path.name + "-wal")) if part.exists())
+        self._most = _FREE_CALLS + size * _STEPS_PER_BYTE // _STEPS
+        self._left = self._most
+
+    def renew(self) -> None:
+        """Begin another statement."""
+        self._left = self._most
+
+    def step(self) -> bool:
+        """Called by SQLite now and then; true ends the statement."""
+        self._left -= 1
+        return self._left < 0
+
+
+def connect(path: Path, mode: str) -> sqlite3.Connection:
+    """A connection of SQLite's own; ``mode`` is ro, rw or rwc."""
+    # One thread at a time uses a trace, but not always the same one: recordings hand theirs to the ingest thread and back.
+    uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
+
+def engine(path: Path, mode: str) -> Engine:
+    """SQLAlchemy's engine over a file of our own making: to write it."""
+    return create_engine("sqlite://", creator=lambda: connect(path, mode), poolclass=NullPool)
+
+
+def reading_engine(path: Path, budget: Budget) -> Engine:
+    """SQLAlchemy's engine over a file that may be hostile: to read it. Whatever SQLite says against it is a ``TraceError``."""
+    opened = create_engine("sqlite://", creator=lambda: _guarded(path, budget), poolclass=NullPool)
+
+    def explain(context: ExceptionContext) -> None:
+        if isinstance(context.original_exception, sqlite3.Error):
+            raise trace_error(path, context.original_exception) from context.original_exception
+
+    event.listen(opened, "handle_error", explain)
+    return opened
+
+
+def _guarded(path: Path, budget: Budget) -> sqlite3.Connection:
+    connection = connect(path, "ro")
+    try:
+        harden(connection)
+        connection.execute("PRAGMA query_only = ON")
+        connection.set_authorizer(_allow)
+        connection.set_progress_handler(budget.step, _STEPS)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def harden(connection: sqlite3.Connection) -> None:
+    """Set what keeps a hostile schema or page from doing more than being wrong."""
+    for limit, most in _LIMITS.items():
+        connection.setlimit(limit, most)
+    for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _allow(action: int, first: str | None, second: str | None, database: str | None, source: str | None) -> int:
+    """SQLite's question whether a statement may do something."""
+    good = action in _READING or (action == sqlite3.SQLITE_FUNCTION and second not in _NOT_FUNCTIONS)
+    good = good or (action == sqlite3.SQLITE_PRAGMA and first in _PRAGMAS)
+    return sqlite3.SQLITE_OK if good else sqlite3.SQLITE_DENY
+
+
+def trace_error(path: Path, error: sqlite3.Error) -> TraceError:
+    """What an error of SQLite's means for somebody who reads a trace."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _CODES:
+        said, hint = _CODES[code]
+        return TraceError(f"{path} {said}", hint)
+    return TraceError(f"{path} is damaged: {error}", "what can be read: sqlite3 FILE .recover")
+
+
+def identify(connection: Connection, path: Path) -> int:
+    """The file's schema version; ``TraceError`` where it is no trace, or one from the future."""
+    try:
+        application = connection.exec_driver_sql("PRAGMA application_id").scalar()
+        version = connection.exec_driver_sql("PRAGMA user_version").scalar()
+    except TraceError as error:
+        if isinstance(error.__cause__, sqlite3.Error) and (error.__cause__.sqlite_errorcode & 0xFF) not in _CODES:
+            raise _no_trace(path) from error
+        raise
+    if application != APPLICATION_ID:
+        raise _no_trace(path)
+    if not isinstance(version, int) or version < 1:
+        raise TraceError(f"{path} has schema {version}, which there never was", "record it again")
+    if version > SCHEMA_VERSION:
+        writer = _writer(connection)
+        raise TraceError(
+            f"{path} has schema {version}, this shadowtrace reads up to {SCHEMA_VERSION}: shadowtrace {writer} wrote it",
+            f"read it with shadowtrace {writer} or a later one",
+        )
+    return version
+
+
+def _no_trace(path: Path) -> TraceError:
+    return TraceError(f"{path} is not a trace", "shadowtrace record writes one, shadowtrace import converts one")
+
+
+def _writer(connection: Connection) -> str:
+    """Which shadowtrace gave a file of a later schema its form."""
+    for column in ("upgraded_by", "version"):
+        try:
+            found = connection.exec_driver_sql(f"SELECT {column} FROM recording").scalar()  # noqa: S608 - a name of ours
+        except TraceError:
+            continue
+        if isinstance(found, str) and re.fullmatch(r"[0-9A-Za-z.+-]{1,40}", found):
+            return found
+    return "of a later version"
+
+
+def check_schema(connection: Connection, path: Path, version: int) -> None:
+    """Raise ``TraceError`` where the file's tables and views are not, to the letter, those of its schema version."""
+    expected = expected_schema(version)
+    found: dict[str, tuple[str, str]] = {}
+    for kind, name, sql in connection.exec_driver_sql("SELECT type, name, sql FROM sqlite_schema"):
+        if name not in expected or name in found:
+            raise TraceError(f"{path} has a {kind} {_quoted(name)}, which no trace has", _FOREIGN)
+        found[name] = (str(kind), plain(sql) if isinstance(sql, str) else "")
+    for name, (kind, sql) in expected.items():
+        if name not in found:
+            raise TraceError(f"{path} lacks the {kind} {_quoted(name)}", _FOREIGN)
+        if found[name] != (kind, sql):
+            raise TraceError(f"{path} has a {kind} {_quoted(name)} that is not the one of schema {version}", _FOREIGN)
+
+
+def _quoted(name: object) -> str:
+    text = str(name)
+    return repr(text if len(text) <= 40 else text[:40] + "...")
+
+
+def expected_schema(version: int) -> dict[str, tuple[str, str]]:
+    """By name: whether it is a table or a view, and its SQL made plain."""
+    statements = _todays() if version == SCHEMA_VERSION else _historical(version)
+    schema = {}
+    for sql in statements:
+        kind, name = re.split(r"[\s(]+", sql.strip(), maxsplit=3)[1:3]
+        schema[name.strip('"')] = (kind.lower(), plain(sql))
+    return schema
+
+
+@lru_cache
+def _todays() -> tuple[str, ...]:
+    tables = (str(CreateTable(table).compile(dialect=dialect.dialect())) for table in models.metadata.sorted_tables)
+    return (*tables, *(f"CREATE VIEW {name} AS {query}" for name, _, query in VIEWS))
+
+
+def _historical(version: int) -> tuple[str, ...]:
+    text = "".join(line for line in (_HISTORY / f"v{version}.sql").open() if not line.startswith("--"))
+    return tuple(statement for statement in text.split(";\n") if statement.strip())
+
+
+def plain(sql: str) -> str:
+    """SQL with white space made equal: what tells two definitions apart is the rest."""
+    return re.sub(r" ?([(),]) ?", r"\1", re.sub(r"\s+", " ", sql)).strip()
+
+
+def damage(connection: Connection, path: Path, whole: bool) -> list[str]:
+    """What ``PRAGMA quick_check`` finds, at most a few lines: in the whole file, or in a large one in its small tables alone."""
+    if whole or path.stat().st_size <= CHECKED_BYTES:
+        statements = ["PRAGMA quick_check(5)"]
+    else:
+        statements = [f"PRAGMA quick_check({table})" for table in _SMALL]
+    found: list[Any] = []
+    for statement in statements:
+        found += [row[0] for row in connection.exec_driver_sql(statement) if row[0] != "ok"]
+    return [str(line) for line in found[:5]]
