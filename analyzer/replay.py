@@ -128,5 +128,11 @@ def kept(trace: TraceReader, model: str, parameters: Parameters, version: str) -
     wanted = json.dumps(parameters.as_dict(), sort_keys=True)
     for row in reversed(trace.rows("run")):
         if (row["model"], row["parameters"], row["version"], row["events"]) == (model, wanted, version, trace.count()):
-            return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], json.loads(row["facts"]))
+            try:
+                told = json.loads(row["facts"])
+            except (ValueError, RecursionError):
+                return None
+            if not isinstance(told, dict):
+                return None
+            return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], told)
     return None

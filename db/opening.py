@@ -65,6 +65,7 @@ _CODES = {
     sqlite3.SQLITE_NOMEM: ("takes more memory to read than there is", "is the machine out of memory?"),
 }
 
+_KINDS = {"table": "a table", "view": "a view", "index": "an index", "trigger": "a trigger"}
 _FOREIGN = "someone changed the file; its events alone can be saved: sqlite3 FILE .recover"
 
 
@@ -153,7 +154,7 @@ def identify(connection: Connection, path: Path) -> int:
         application = connection.exec_driver_sql("PRAGMA application_id").scalar()
         version = connection.exec_driver_sql("PRAGMA user_version").scalar()
     except TraceError as error:
-        if isinstance(error.__cause__, sqlite3.Error) and (error.__cause__.sqlite_errorcode & 0xFF) not in _CODES:
+        if isinstance(error.__cause__, sqlite3.DatabaseError) and "is damaged" in str(error) and not _claims_to_be_one(path):
             raise _no_trace(path) from error
         raise
     if application != APPLICATION_ID:
@@ -167,6 +168,13 @@ def identify(connection: Connection, path: Path) -> int:
             f"read it with shadowtrace {writer} or a later one",
         )
     return version
+
+
+def _claims_to_be_one(path: Path) -> bool:
+    """Whether the first bytes are those of a trace, whatever comes after them."""
+    with path.open("rb") as file:
+        header = file.read(100)
+    return header.startswith(b"SQLite format 3\0") and header[68:72] == APPLICATION_ID.to_bytes(4, "big")
 
 
 def _no_trace(path: Path) -> TraceError:
@@ -191,13 +199,15 @@ def check_schema(connection: Connection, path: Path, version: int) -> None:
     found: dict[str, tuple[str, str]] = {}
     for kind, name, sql in connection.exec_driver_sql("SELECT type, name, sql FROM sqlite_schema"):
         if name not in expected or name in found:
-            raise TraceError(f"{path} has a {kind} {_quoted(name)}, which no trace has", _FOREIGN)
+            raise TraceError(f"{path} has {_KINDS.get(kind, 'a thing')} {_quoted(name)}, which no trace has", _FOREIGN)
         found[name] = (str(kind), plain(sql) if isinstance(sql, str) else "")
     for name, (kind, sql) in expected.items():
         if name not in found:
             raise TraceError(f"{path} lacks the {kind} {_quoted(name)}", _FOREIGN)
         if found[name] != (kind, sql):
-            raise TraceError(f"{path} has a {kind} {_quoted(name)} that is not the one of schema {version}", _FOREIGN)
+            raise TraceError(
+                f"{path} has {_KINDS.get(found[name][0], 'a thing')} {_quoted(name)} that is not the one of schema {version}", _FOREIGN
+            )
 
 
 def _quoted(name: object) -> str:

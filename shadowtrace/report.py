@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,19 @@ def command(trace: Path, form: str, everything: bool, model: str, **options: Any
     parameters = chosen(model, **options)
     with TraceReader(trace) as opened:
         run = replay.kept(opened, model, parameters, __version__)
-        fresh = run is None
-        if run is None:
-            with replay_line(opened.count()) as progress:
-                run, _ = replay.run(opened, model, parameters, __version__, progress)
-        about = table.about(opened, run)
-    if fresh:
-        replay.keep(trace, run)
-    click.echo(json_report.report(about, run) if form == "json" else table.report(about, run, everything))
+        if run is not None:
+            # What a file says are facts may be anything: facts that cannot be shown are found anew.
+            with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+                shown = {each: _shown(opened, run, each, everything) for each in ("table", form)}
+                click.echo(shown[form])
+                return
+        with replay_line(opened.count()) as progress:
+            run, _ = replay.run(opened, model, parameters, __version__, progress)
+        text = _shown(opened, run, form, everything)
+    replay.keep(trace, run)
+    click.echo(text)
+
+
+def _shown(trace: TraceReader, run: replay.Run, form: str, everything: bool) -> str:
+    about = table.about(trace, run)
+    return json_report.report(about, run) if form == "json" else table.report(about, run, everything)

@@ -115,7 +115,7 @@ def test_an_older_file_with_values_of_other_types_is_refused(tmp_path: Path) -> 
     connection.commit()
     connection.executescript("PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = sql || ' STRICT' WHERE type = 'table'")
     connection.close()
-    with pytest.raises(TraceError, match="is damaged: non-INTEGER value in event.kind"):
+    with pytest.raises(TraceError, match=r"is damaged: non-INTEGER value in event\.kind"):
         TraceReader(path)
 
 
