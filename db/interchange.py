@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from db.errors import UsageError
 from db.event import (
+    ACCESS_FAULT,
     ACCESS_FETCH,
     ACCESS_USER,
     ACCESS_WRITE,
@@ -28,8 +29,8 @@ _KEYS = {
     "regs": {"cr0", "cr4", "efer"},
     "cr3": {"value", "pdptes"},
     "write": {"gpa", "size", "value"},
-    "page": {"gpa", "words"},
-    "access": {"va", "write", "user", "fetch"},
+    "page": {"gpa", "words", "size"},
+    "access": {"va", "write", "user", "fetch", "fault"},
     "invlpg": {"va"},
 }
 
@@ -86,14 +87,26 @@ def _event(line: dict[str, Any]) -> Event:
         return Event(Kind.WRITE, vcpu, size, _number(line["gpa"], MAX_GPA - 8, "gpa"), _number(line["value"], MASK64, "value"))
     if name == "page":
         gpa = _number(line["gpa"], MAX_GPA - 1, "gpa")
-        words = sorted((_number(int(i), 511, "word index"), _number(word, MASK64, "word")) for i, word in line["words"].items())
-        return Event(Kind.PAGE, vcpu, addr=gpa & ~0xFFF, extra=pack_words(words))
+        return Event(Kind.PAGE, vcpu, addr=gpa & ~0xFFF, extra=pack_words(_words(line["words"], line.get("size", 8))))
     va = _number(line["va"], MASK64, "va")
     if name == "invlpg":
         return Event(Kind.INVLPG, vcpu, addr=va)
-    bits = (("write", ACCESS_WRITE), ("user", ACCESS_USER), ("fetch", ACCESS_FETCH))
+    bits = (("write", ACCESS_WRITE), ("user", ACCESS_USER), ("fetch", ACCESS_FETCH), ("fault", ACCESS_FAULT))
     flags = sum(bit for key, bit in bits if _number(line.get(key, 0), 1, key))
     return Event(Kind.ACCESS, vcpu, flags, va)
+
+
+def _words(given: dict[str, Any], size: Any) -> list[tuple[int, int]]:
+    """A page's 8-byte words by index, from words of 8 bytes or of 4."""
+    if size not in (4, 8) or isinstance(size, bool):
+        raise ValueError("the words of a page have a size of 4 or 8")
+    most_index, most = 4096 // size - 1, (1 << 8 * size) - 1
+    words: dict[int, int] = {}
+    for key, word in given.items():
+        index, value = _number(int(key), most_index, "word index"), _number(word, most, "word")
+        at, shift = divmod(8 * size * index, 64)
+        words[at] = words.get(at, 0) | value << shift
+    return sorted(words.items())
 
 
 def _number(given: Any, most: int, name: str) -> int:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.errors import UsageError
-from db.event import Event, Kind, pack_words
+from db.event import ACCESS_FAULT, ACCESS_WRITE, Event, Kind, pack_words
 from db.importing import import_jsonl
 from db.interchange import parse, read_jsonl, write_jsonl
 from db.trace import TraceReader
@@ -58,6 +58,11 @@ def test_what_is_written_reads_back_the_same(events: list[Event]) -> None:
         ('{"ev":"cr3","value":0,"pdptes":[1,2]}', "pdptes are four"),
         ('{"ev":"page","gpa":0,"words":{"512":1}}', "word index is not between"),
         ('{"ev":"page","gpa":0,"words":[1]}', "items"),
+        ('{"ev":"page","gpa":0,"size":2,"words":{}}', "size of 4 or 8"),
+        ('{"ev":"page","gpa":0,"size":true,"words":{}}', "size of 4 or 8"),
+        ('{"ev":"page","gpa":0,"size":4,"words":{"0":"0x100000000"}}', "word is not between"),
+        ('{"ev":"page","gpa":0,"size":4,"words":{"1024":1}}', "word index is not between"),
+        ('{"ev":"access","va":0,"fault":2}', "fault is not between"),
         ('{"ev":"invlpg","va":0,"vcpu":64}', "vcpu is not between"),
         ("[1]", "one JSON object"),
         ("{", "Expecting"),
@@ -111,3 +116,14 @@ def test_every_reference_case_comes_out_of_a_trace_as_it_went_in(shared: Path, t
         once = [json.loads(line) for line in out.getvalue().splitlines()]
         assert len(once) == len(source.read_text().splitlines())
         assert list(parse(io.StringIO(out.getvalue()), "again")) == list(read_jsonl(source))
+
+
+def test_words_of_four_bytes_and_faults_are_taken_in() -> None:
+    """As the lists of the bare-metal reference guests have them."""
+    lines = (
+        '{"ev":"page","gpa":"0x1000","size":4,"words":{"0":"0x2067","1":"0x3067","1023":"0x4067"}}\n'
+        '{"ev":"access","va":"0x5000","write":1,"fault":1}\n'
+    )
+    page, access = parse(io.StringIO(lines), "t")
+    assert page.extra == pack_words([(0, 0x3067_0000_2067), (511, 0x4067 << 32)])
+    assert access.flags == ACCESS_WRITE | ACCESS_FAULT
