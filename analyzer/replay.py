@@ -14,6 +14,7 @@ from analyzer.facts import Facts, facts
 from analyzer.mmu import Mmu
 from analyzer.model import Parameters
 from analyzer.outcome import Outcome, outcome
+from db import kvmmmu
 from db.errors import TraceError, UsageError
 from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
 from db.trace import TraceReader, store_run
@@ -46,6 +47,8 @@ def replay(
     admit no run, and ``TraceError`` where the trace is damaged.
     """
     vcpus = trace.recording["vcpus"]
+    if trace.recording["source"] == kvmmmu.SOURCE:
+        raise UsageError(f"{trace.path} holds what a live KVM did, not events that could be replayed", "shadowtrace report shows it")
     try:
         mmu = Mmu(parameters, vcpus)
     except ValueError as error:

@@ -47,6 +47,8 @@ class Sharing:
 
     def __init__(self) -> None:
         self.roles: dict[int, RoleFacts] = {}
+        #: How often a page of each (gfn, role) was made.
+        self.births: Counter[tuple[int, int]] = Counter()
         #: Roles of the live pages of each frame that has any.
         self.frames: dict[int, list[Role]] = {}
         self.spread = {name: Spread() for name in (*PARTS, "several")}
@@ -84,6 +86,7 @@ class Sharing:
 
     def made(self, gfn: int, role: int) -> None:
         """A page of this key was made."""
+        self.births[gfn, role] += 1
         facts = self._role(role)
         facts.live += 1
         facts.peak = max(facts.peak, facts.live)

@@ -27,7 +27,7 @@ recording = _table(
     "recording",
     "One row: what was recorded, and how it ended.",
     _key("id", "always 1"),
-    _text("source", "`record`, or `import` for a trace that came from another program"),
+    _text("source", "`record`; `import` for events that another program wrote; `kvmmmu` for a live KVM's log: it has a run and no events"),
     _text("guest", "the guest recipe's name, or what the user said it was"),
     _text("title", "the guest in words"),
     _text("kernel", "the kernel's version as its image says it", nullable=True),

@@ -18,7 +18,7 @@ VERBS = {
     "replay": "Run a trace through a shadow MMU and keep the facts in it.",
     "report": "Print what a shadow page cache would have shared.",
     "verify": "Check a trace's invariants.",
-    "import": "Make a trace file from events in JSON Lines.",
+    "import": "Make a trace file of what another program wrote.",
     "export": "Write a trace's events as JSON Lines.",
     "upgrade": "Write a trace of an older schema anew.",
     "guests": "List the guests that can be recorded by name.",

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from analyzer import replay
+from analyzer import livekvm, replay
 from analyzer.reports import json as json_report
+from analyzer.reports import livekvm as livekvm_report
 from analyzer.reports import table
 from db.trace import TraceReader
 from shadowtrace import __version__
@@ -34,6 +35,11 @@ def command(trace: Path, form: str, everything: bool, model: str, **options: Any
     """
     parameters = chosen(model, **options)
     with TraceReader(trace) as opened:
+        live = livekvm.stored(opened)
+        if live is not None:
+            about = table.about(opened, live)
+            click.echo(json_report.report(about, live) if form == "json" else livekvm_report.report(about, live))
+            return
         run = replay.kept(opened, model, parameters, __version__)
         if run is not None:
             # What a file says are facts may be anything: facts that cannot be shown are found anew.

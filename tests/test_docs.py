@@ -44,6 +44,12 @@ def test_every_fact_of_a_replay_is_defined() -> None:
     assert all(f"`{section}." in text for section in SECTIONS)
 
 
+KVM_LOG = """\
+# tracer: nop
+ vmm-9 [000] ...1. 1.000000: kvm_mmu_get_page: sp gen 0 gfn 120 l4 8-byte q0 wux nxe ad root 0 sync new
+"""
+
+
 def commands() -> list[tuple[str, str]]:
     """(page, command) for every line of a console block that starts with ``$ shadowtrace``."""
     found = []
@@ -60,10 +66,13 @@ def test_there_are_commands_to_run() -> None:
 @pytest.mark.boot
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_the_docs_commands_run(page: str, command: str, boot: Boot, cli: Cli, tmp_path: Path) -> None:
-    """In a folder with a recorded boot, ``boot.db``, and its events, ``events.jsonl``."""
+    """In a folder with a recorded boot, ``boot.db``, events, ``events.jsonl``, and a live KVM's log, ``kvm.trace``."""
     (tmp_path / "boot.db").symlink_to(boot.trace)
     (tmp_path / "events.jsonl").write_text('{"ev":"cr3","value":"0x1000"}\n')
+    (tmp_path / "kvm.trace").write_text(KVM_LOG)
     words = shlex.split(command)[1:]
+    if command == "shadowtrace report kvm.db":
+        assert cli("import", "kvm.trace", "-o", "kvm.db", cwd=tmp_path).returncode == 0
     if "-o" in words and words[words.index("-o") + 1] == "boot.db":
         words[words.index("-o") + 1] = "new.db"
     done = cli(*words, cwd=tmp_path)
