@@ -53,6 +53,14 @@ class Kind(IntEnum):
     INVLPG = 6
 
 
+_NAMES = {int(kind): kind.name.lower() for kind in Kind}
+
+
+def kind_name(kind: int) -> str:
+    """A kind's name as verbs and formats have it, such as ``cr3``; a number that is no kind is left one."""
+    return _NAMES.get(kind) or str(kind)
+
+
 class Seen(IntEnum):
     """How a store to a table was seen."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ from db import models
 from db.copies import PrivateCopy, check_old, create_tables, finished_copy, unfinished, upgraded_copy
 from db.errors import TraceError
 from db.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, WRITE_SIZE, Event, Kind, is_content, signed, unsigned
-from db.opening import Budget, check_schema, damage, engine, harden, identify, reading_engine
+from db.opening import Budget, check_schema, damage, engine, harden, identify, reading_engine, trace_error
 from db.schema import SCHEMA_VERSION
 from db.storage import is_being_written, lock, refuse_existing, storage_errors
 
@@ -30,6 +31,9 @@ _HAVE_EXTRA = (Kind.REGS, Kind.PAGE)
 _MOST_FLAGS = (1 << 16) - 1
 
 _PYTHON_TYPES: dict[type, tuple[type, ...]] = {Integer: (int,), Text: (str,), LargeBinary: (bytes,), REAL: (float, int)}
+
+#: Rows that a streamed query fetches at once.
+_STREAMED = 8192
 
 #: An event row as the file holds it: seq, kind, vcpu, flags, addr, value; addr and value signed.
 Row = tuple[int, int, int, int, int, int]
@@ -238,6 +242,17 @@ class TraceReader(_OpenTrace):
         """The result of a SELECT; a damaged file raises ``TraceError``, now or when its rows are read."""
         self._budget.renew()
         return self._connection.execute(statement)
+
+    def stream(self, sql: str, parameters: Mapping[str, int | None] | None = None) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query in SQL's own words, as the file holds them: the quickest way through many events."""
+        self._budget.renew()
+        try:
+            cursor = self._connection.connection.cursor()
+            cursor.execute(sql, dict(parameters or {}))
+            while rows := cursor.fetchmany(_STREAMED):
+                yield from rows
+        except sqlite3.Error as error:
+            raise trace_error(self.path, error) from error
 
     def table(self, name: str) -> Table:
         """A table, to build queries with."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ Command = Callable[..., Any]
 
 trace_argument = click.argument("trace", type=click.Path(path_type=Path))
 output_option = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The trace file to write.")
+sql_option = click.option("--sql", is_flag=True, help="Print the query behind it instead, for `shadowtrace sql`.")
 force_option = click.option("--force", is_flag=True, help="Replace the output file if it is there.")
 
 _MODEL_OPTIONS = (
@@ -50,3 +53,17 @@ def chosen(model: str, hash_name: str | None, **changes: Any) -> Parameters:
     if model not in MODELS:
         raise UsageError(f"there is no model called {model!r}", f"models: {', '.join(MODELS)}")
     return parameters(model, hash=hash_name, **changes)
+
+
+def wants_colour() -> bool:
+    """Whether to print in colours: on a terminal that has them, unless NO_COLOR is set."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def draws_ascii() -> bool:
+    """Whether the output takes nothing but ASCII."""
+    try:
+        "█".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return True
+    return False

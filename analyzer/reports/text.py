@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from typing import Protocol
 
 
 def printable(text: str) -> str:
@@ -45,3 +46,17 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "", left: int = 1) -> s
         cells = [row[i].ljust(widths[i]) if i < left or i == last else row[i].rjust(widths[i]) for i in range(len(widths))]
         lines.append((indent + "  ".join(cells)).rstrip()[: width()])
     return "\n".join(lines)
+
+
+class Named(Protocol):
+    """An address space as far as its name goes."""
+
+    pid: int | None
+    comm: str | None
+
+
+def space_name(space: Named) -> str:
+    """An address space's name and process id, made harmless; a dash where the recording learnt none."""
+    if space.comm is None:
+        return "-"
+    return printable(space.comm) + (f"[{space.pid}]" if space.pid is not None else "")

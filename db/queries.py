@@ -1,0 +1,70 @@
+"""The queries behind the verbs that look into a trace, in words that any SQLite shell takes: ``--sql`` prints them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from db.event import Kind
+from db.trace import TraceReader
+
+#: The bit mask of all kinds.
+EVERY_KIND = sum(1 << kind for kind in Kind)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A SELECT and the numbers bound in it; as text, one statement with the numbers written out."""
+
+    sql: str
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return re.sub(r":([a-z]+)", lambda name: str(self.parameters[name[1]]), self.sql) + ";"
+
+    def rows(self, trace: TraceReader) -> Iterator[tuple[Any, ...]]:
+        """Its rows, streamed; numbers as the file holds them."""
+        return trace.stream(self.sql, self.parameters)
+
+
+#: Events of each kind and vCPU between two marks; 0 where no mark comes before.
+BY_PHASE = Query(
+    """\
+WITH phase (id, after, upto) AS (
+  SELECT id, seq, coalesce(lead(seq) OVER (ORDER BY seq, id), 1 << 62) FROM mark
+  UNION ALL SELECT 0, -1, (SELECT coalesce(min(seq), 1 << 62) FROM mark)
+)
+SELECT phase.id, kind, vcpu, count(*), min(seq), max(seq)
+FROM phase JOIN event ON seq > after AND seq <= upto
+GROUP BY phase.id, kind, vcpu ORDER BY phase.id, kind, vcpu"""
+)
+
+#: Distinct frames whose content was recorded, how often, and the bytes of it.
+CONTENTS = Query(
+    "SELECT count(DISTINCT addr), count(*), coalesce(sum(length(words)), 0) FROM event JOIN content USING (seq) WHERE kind = 4"
+)
+
+#: The tables that the guest had at the end, by level.
+END_TABLES = Query("SELECT level, count(*) FROM end_table GROUP BY level ORDER BY level DESC")
+
+#: Where roots come from: cr3 loads (kind 2), and frames whose content was recorded (kind 4).
+ROOTS = Query("SELECT seq, kind, vcpu, (addr >> 12) & 0xffffffffff AS gfn FROM event WHERE kind IN (2, 4) ORDER BY seq")
+
+
+def events(first: int, last: int, kinds: int = EVERY_KIND, vcpus: int = -1) -> Query:
+    """Events ``first`` to ``last``; ``kinds`` and ``vcpus`` are bit masks by number."""
+    return Query(
+        "SELECT seq, kind, vcpu, flags, addr, value FROM event\n"
+        "WHERE seq BETWEEN :first AND :last AND :kinds >> kind & 1 AND :vcpus >> vcpu & 1 ORDER BY seq",
+        {"first": first, "last": last, "kinds": kinds, "vcpus": vcpus},
+    )
+
+
+def by_bucket(width: int) -> Query:
+    """Events of each kind, and accesses that ended in a guest page fault (kind 0), in buckets of ``width`` events."""
+    return Query(
+        "SELECT (seq - 1) / :width AS bucket, kind, count(*), sum(kind = 5 AND flags & 8 != 0) FROM event GROUP BY bucket, kind",
+        {"width": width},
+    )
