@@ -360,9 +360,10 @@ class Comparison:
 def compare(trace: TraceReader, parameters: Parameters, live: LiveRun) -> Comparison:
     """Replay a trace and hold the pages that the model made against those of a live KVM that ran the same guest."""
     made: dict[Key, Counter[int]] = {}
-    for (gfn, word), times in replay(trace, parameters).sharing.births.items():
+    births = replay(trace, parameters).journal.finish().births
+    for gfn, word in zip(births["gfn"].tolist(), births["role"].tolist(), strict=True):
         role = unpack(word)
-        made.setdefault(Key(gfn, role.level, role.quadrant, role.metaphysical), Counter())[role.glevels] += times
+        made.setdefault(Key(gfn, role.level, role.quadrant, role.metaphysical), Counter())[role.glevels] += 1
     both, equal, differences = 0, 0, []
     for key in sorted(made.keys() | live.keys.keys()):
         model, kvm = made.get(key, Counter()), live.keys.get(key, KeyHistory())

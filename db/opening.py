@@ -249,5 +249,9 @@ def damage(connection: Connection, path: Path, whole: bool) -> list[str]:
         statements = [f"PRAGMA quick_check({table})" for table in _SMALL]
     found: list[Any] = []
     for statement in statements:
-        found += [row[0] for row in connection.exec_driver_sql(statement) if row[0] != "ok"]
+        try:
+            found += [row[0] for row in connection.exec_driver_sql(statement) if row[0] != "ok"]
+        except TraceError as error:
+            # SQLite gives up at some damage instead of listing it.
+            found.append(str(error))
     return [str(line) for line in found[:5]]

@@ -74,6 +74,15 @@ def test_a_function_that_stored_nothing_is_noticed(copy: Path) -> None:
     assert failing(copy) == {"origins"}
 
 
+def test_a_damaged_page_is_noticed_and_nothing_else_is_told(copy: Path, cli: Cli) -> None:
+    with copy.open("r+b") as file:
+        file.seek(4096 * 1000)
+        file.write(b"\xff" * 64)
+    done = cli("verify", copy)
+    assert done.returncode == 1
+    assert "intact" in done.stdout
+
+
 @pytest.mark.parametrize("kind", [2, 3, 4])
 def test_one_dropped_event_of_any_kind_is_noticed(kind: int, copy: Path) -> None:
     change(copy, f"DELETE FROM event WHERE seq = (SELECT seq FROM event WHERE kind = {kind} LIMIT 1 OFFSET 20)")
@@ -81,7 +90,7 @@ def test_one_dropped_event_of_any_kind_is_noticed(kind: int, copy: Path) -> None
 
 
 def test_every_check_can_be_explained_and_is_tested(cli: Cli) -> None:
-    assert set(DAMAGE) | {"end-state"} == set(CHECKS)
+    assert set(DAMAGE) | {"end-state", "intact"} == set(CHECKS)
     for name, check in CHECKS.items():
         assert explain(name) is check
         assert check.claim in cli("verify", "--explain", name).stdout
