@@ -1,5 +1,5 @@
 /*
- * The plugin: blocks and instructions are instrumented here, and its life begins and ends here.
+ * The plugin: blocks and instructions are instrumented here, and its life begins here.
  *
  * What an instruction does to a control register can be read once it is done: it is marked pending and resolved at the
  * start of the vCPU's next block, which always comes before that block's loads and stores.
@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "vcpu.h"
 
@@ -138,6 +137,9 @@ static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kin
     case INSN_READ_CR2:
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_read_cr2, CB_NO_REGS, NULL);
         break;
+    case INSN_HALT:
+        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_halt, CB_NO_REGS, NULL);
+        break;
     case INSN_PLAIN:
         break;
     }
@@ -197,59 +199,6 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 
 /* ---- life cycle ---- */
 
-/* With the lock held: whatever can be known is put into the pipe. A vCPU's own thread may ask for itself alone. */
-static void settle(void)
-{
-    int own = qemu_translating_vcpu();
-
-    for (unsigned i = 0; i < settings.vcpus; i++) {
-        if ((own < 0 || (unsigned)own == i) && vcpus[i].known && vcpus[i].pending) {
-            resolve(i);
-        }
-    }
-    stream_flush();
-}
-
-static void on_stopped(void)
-{
-    pthread_mutex_lock(&lock);
-    if (!closed) {
-        settle();
-    }
-    pthread_mutex_unlock(&lock);
-}
-
-static void on_exit_qemu(qemu_plugin_id_t id, void *data)
-{
-    (void)id;
-    (void)data;
-    pthread_mutex_lock(&lock);
-    if (!closed) {
-        settle();
-        closed = true;
-        stream_close();
-    }
-    pthread_mutex_unlock(&lock);
-}
-
-/* What a quiet guest did must not wait in the buffer until it does more. */
-static void *flush_now_and_then(void *data)
-{
-    const struct timespec pause = {.tv_nsec = 200 * 1000 * 1000};
-
-    (void)data;
-    for (bool done = false; !done;) {
-        nanosleep(&pause, NULL);
-        pthread_mutex_lock(&lock);
-        done = closed;
-        if (!done) {
-            stream_flush();
-        }
-        pthread_mutex_unlock(&lock);
-    }
-    return NULL;
-}
-
 static long argument(int argc, char **argv, const char *name, long otherwise)
 {
     size_t length = strlen(name);
@@ -272,7 +221,6 @@ static int refuse(const char *why)
 __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
     extern int qemu_plugin_version;
-    pthread_t flusher;
 
     if (!info->system_emulation || strcmp(info->target_name, "x86_64") != 0) {
         return refuse("it needs qemu-system-x86_64");
@@ -297,14 +245,11 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
                      (unsigned)argument(argc, argv, "linger", 64), (unsigned)argument(argc, argv, "max_tables", 1 << 20), settings.vcpus > 1)) {
         return refuse("guest RAM cannot be mapped");
     }
-    if (pthread_create(&flusher, NULL, flush_now_and_then, NULL) != 0) {
+    if (!quiet_open(id)) {
         return refuse("no thread can be started");
     }
-    pthread_detach(flusher);
     settings.control = stream_control();
     stream_control()->api = (uint64_t)qemu_plugin_version;
     qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
-    qemu_plugin_register_atexit_cb(id, on_exit_qemu, NULL);
-    qemu_on_stop(id, on_stopped);
     return 0;
 }

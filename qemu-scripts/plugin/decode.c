@@ -124,6 +124,8 @@ enum insn_kind decode(const uint8_t *bytes, size_t size, uint64_t va, struct ope
     switch (at[0]) {
     case 0x0f:
         return left > 1 ? decode_0f(at + 1, left - 1, &prefix, va + size, operand) : INSN_PLAIN;
+    case 0xf4:
+        return INSN_HALT;
     case 0x9a: case 0xea: case 0xca: case 0xcb:            /* far call, jmp, ret */
     case 0xcc: case 0xcd: case 0xce: case 0xf1: case 0xcf: /* int3, int, into, int1, iret */
         return INSN_FAR;

@@ -175,26 +175,16 @@ size_t qemu_insn_bytes(const struct qemu_plugin_insn *insn, uint8_t *to, size_t 
 static void on_state(void *data, bool running, int state)
 {
     (void)data;
+    (void)running;
     (void)state;
-    if (!running) {
-        stopped_handler();
-    }
-}
-
-static void on_idle(qemu_plugin_id_t id, unsigned vcpu)
-{
-    (void)id;
-    (void)vcpu;
     stopped_handler();
 }
 
-/* Have `stopped` called whenever the guest has stopped. Under icount only the state handler does that. */
-void qemu_on_stop(qemu_plugin_id_t id, void (*stopped)(void))
+/* Have `stopped` called whenever all vCPUs have stopped, and before they go on; never, where this QEMU has no way to. */
+void qemu_on_stop(void (*stopped)(void))
 {
     stopped_handler = stopped;
     if (add_state_handler && internal_read) {
         add_state_handler(on_state, NULL);
-    } else {
-        qemu_plugin_register_vcpu_idle_cb(id, on_idle);
     }
 }

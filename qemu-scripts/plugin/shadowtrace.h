@@ -3,10 +3,12 @@
  *
  * qemu.c       what differs between QEMU versions: registers, instruction bytes, vCPU state
  * stream.c     records into the pipe to the recorder, counters into the shared control page
- * tables.c     which frames are page tables: links, linger, content
+ * tables.c     which frames are page tables: links, linger
+ * content.c    what they hold, and what changed it unseen
  * decode.c     the instructions that matter, told by their bytes
  * vcpu.c       control registers, INVLPG, walks, the page-fault handler
  * access.c     touches and stores
+ * quiet.c      moments at which the guest stands still
  * capture.c    blocks, instructions, life cycle
  */
 #ifndef SHADOWTRACE_H
@@ -50,6 +52,8 @@ enum record_kind {
 };
 
 #define NO_WORD 0xffffffffu
+#define WRITE_SIZE 15u
+#define SEEN_FOREIGN (3u << 4)
 #define WRITE_HAS_PC 0x100u
 
 struct record {
@@ -100,6 +104,8 @@ void tables_unload_root(struct table *root);
 void tables_store(unsigned vcpu, uint64_t gpa, unsigned size, uint64_t pc);
 void tables_set_pse(unsigned vcpu, bool pse);
 void tables_content(unsigned vcpu, uint64_t gfn);
+uint64_t tables_foreign(void);
+uint64_t table_bit(uint64_t gpa);
 /* Goes up whenever the set of tracked pages grows: caches of "not a table" from before are void. */
 extern _Atomic uint64_t tables_generation;
 
@@ -113,7 +119,7 @@ uint64_t qemu_reg(unsigned vcpu, enum reg number);
 uint64_t qemu_running_pc(unsigned vcpu, uint64_t translated);
 int qemu_translating_vcpu(void);
 size_t qemu_insn_bytes(const struct qemu_plugin_insn *insn, uint8_t *to, size_t most);
-void qemu_on_stop(qemu_plugin_id_t id, void (*stopped)(void));
+void qemu_on_stop(void (*stopped)(void));
 
 /* ---- decode.c ---- */
 
@@ -126,6 +132,7 @@ enum insn_kind {
     INSN_LIDT,
     INSN_LGDT,
     INSN_READ_CR2,
+    INSN_HALT,
 };
 
 /* INVLPG's operand in 32-bit or 64-bit addressing: base + index * scale + displacement, plus the base of fs or gs; other

@@ -15,24 +15,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "shadowtrace.h"
-
-struct table {
-    uint8_t copy[PAGE_BYTES]; /* what the stream has said it holds */
-    uint64_t gfn;
-    uint32_t links[TABLE_KINDS];
-    uint32_t loaded;    /* vCPUs that have it as a root now */
-    uint8_t root_kinds; /* kinds linked as a root */
-    unsigned linger_left;
-    struct table *previous, *next;
-};
+#include "tables.h"
 
 _Atomic uint64_t tables_generation = 1;
 
-static const uint8_t *ram;
-static uint64_t frames;
-static struct table **by_frame;
-static struct table *all;
+const uint8_t *ram;
+uint64_t frames;
+struct table **by_frame;
+struct table *all;
+
 static unsigned linger, max_tables;
 static bool several, pse;
 
@@ -71,29 +62,10 @@ bool tables_is_tracked(uint64_t gpa)
     return gfn < frames && by_frame[gfn] != NULL;
 }
 
-static void emit_content(unsigned vcpu, uint64_t gfn, const uint8_t *page)
+/* A set of tables in 64 bits: a table may share its bit with others, then more is dropped than need be. */
+uint64_t table_bit(uint64_t gpa)
 {
-    struct record sides[256];
-    unsigned count = 0;
-    uint64_t word;
-
-    for (unsigned i = 0; i < 512; i++) {
-        memcpy(&word, page + 8 * i, 8);
-        if (!word) {
-            continue;
-        }
-        struct record *side = &sides[count / 2];
-        if (count % 2 == 0) {
-            *side = (struct record){.kind = REC_WORDS, .vcpu = (uint8_t)vcpu, .flags = (uint16_t)i, .seq = NO_WORD, .addr = word};
-        } else {
-            side->seq = i;
-            side->value = word;
-        }
-        count++;
-    }
-    unsigned n = (count + 1) / 2;
-    struct record event = {.kind = REC_PAGE, .vcpu = (uint8_t)vcpu, .addr = gfn << PAGE_SHIFT, .value = n};
-    stream_event(&event, sides, n);
+    return 1ull << ((gpa >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 58);
 }
 
 static struct table *track(unsigned vcpu, uint64_t gfn)
@@ -191,7 +163,7 @@ static void for_children(unsigned vcpu, const uint8_t *page, enum table_kind kin
     }
 }
 
-static bool is_linked(const struct table *table)
+bool is_linked(const struct table *table)
 {
     for (unsigned kind = 0; kind < TABLE_KINDS; kind++) {
         if (table->links[kind]) {
@@ -199,24 +171,6 @@ static bool is_linked(const struct table *table)
         }
     }
     return false;
-}
-
-/* A page that is linked again: a device may have written to it meanwhile, which no store shows. */
-static void look_again(unsigned vcpu, struct table *table)
-{
-    const uint64_t walker_bits = 0x60ull | 0x60ull << 32;
-    const uint8_t *now = ram + table->gfn * PAGE_BYTES;
-
-    for (unsigned at = 0; at < PAGE_BYTES; at += 8) {
-        uint64_t ours, theirs;
-        memcpy(&ours, table->copy + at, 8);
-        memcpy(&theirs, now + at, 8);
-        if ((ours ^ theirs) & ~walker_bits) {
-            memcpy(table->copy, now, PAGE_BYTES);
-            emit_content(vcpu, table->gfn, table->copy);
-            return;
-        }
-    }
 }
 
 static void link_table(unsigned vcpu, uint64_t gfn, enum table_kind kind)
@@ -288,7 +242,7 @@ static void expire_root(struct table *table)
 }
 
 /* Take the bytes at `offset` from `now` into the table's copy, and follow the links they gain and lose: gains first. */
-static void relink(unsigned vcpu, struct table *table, const uint8_t *now, unsigned offset, unsigned size)
+void relink(unsigned vcpu, struct table *table, const uint8_t *now, unsigned offset, unsigned size)
 {
     uint8_t before[16];
     unsigned start = offset & ~7u, end = (offset + size + 7) & ~7u;
@@ -317,10 +271,24 @@ static void relink(unsigned vcpu, struct table *table, const uint8_t *now, unsig
     }
 }
 
+/* Bytes that were stored to a table, 1 to 8 of them, within its page; `now` is the page as it is. False where it is a table no more. */
+bool take_store(unsigned vcpu, struct table *table, const uint8_t *now, const struct record *event, const struct record *side)
+{
+    if (table->root_kinds && !table->loaded) {
+        expire_root(table);
+    }
+    relink(vcpu, table, now, event->addr & (PAGE_BYTES - 1), event->flags & WRITE_SIZE);
+    stream_event(event, side, side ? 1 : 0);
+    if (!is_linked(table) && --table->linger_left == 0) {
+        retire(table);
+        return false;
+    }
+    return true;
+}
+
 /* A store of 1 to 8 bytes, within one page, to a tracked page, by the instruction at `pc`; RAM holds it already. */
 void tables_store(unsigned vcpu, uint64_t gpa, unsigned size, uint64_t pc)
 {
-    struct table *table = by_frame[gpa >> PAGE_SHIFT];
     struct record event = {.kind = REC_WRITE, .vcpu = (uint8_t)vcpu, .flags = (uint16_t)(size | WRITE_HAS_PC), .addr = gpa};
     struct record side = {.kind = REC_PC, .vcpu = (uint8_t)vcpu, .addr = pc};
     uint8_t now[PAGE_BYTES];
@@ -328,28 +296,7 @@ void tables_store(unsigned vcpu, uint64_t gpa, unsigned size, uint64_t pc)
 
     memcpy(now + start, ram + (gpa & ~(uint64_t)(PAGE_BYTES - 1)) + start, end - start);
     memcpy(&event.value, now + offset, size);
-    if (table->root_kinds && !table->loaded) {
-        expire_root(table);
-    }
-    relink(vcpu, table, now, offset, size);
-    stream_event(&event, &side, 1);
-    if (!is_linked(table) && --table->linger_left == 0) {
-        retire(table);
-    }
-}
-
-/* A page's content, though it is no table: where PAE's four pointers lie. */
-void tables_content(unsigned vcpu, uint64_t gfn)
-{
-    uint8_t page[PAGE_BYTES];
-
-    tables_read(gfn << PAGE_SHIFT, page, sizeof page);
-    if (gfn < frames && by_frame[gfn]) {
-        for (unsigned at = 0; at < PAGE_BYTES; at += 8) {
-            relink(vcpu, by_frame[gfn], page, at, 8);
-        }
-    }
-    emit_content(vcpu, gfn, page);
+    take_store(vcpu, by_frame[gpa >> PAGE_SHIFT], now, &event, &side);
 }
 
 /* CR4.PSE decides whether bit 7 of a two-level directory's entry makes it a big page or means nothing. */

@@ -16,12 +16,6 @@ static uint64_t physical_entry(uint64_t gpa, unsigned bytes)
     return entry;
 }
 
-/* A set of tables in 64 bits: a table may share its bit with others, then more is dropped than need be. */
-uint64_t table_bit(uint64_t gpa)
-{
-    return 1ull << ((gpa >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 58);
-}
-
 /* Where a virtual address lies, by the tables as they are, which go into `through`; 0 where nothing maps it. */
 uint64_t translate(const struct vcpu *v, uint64_t va, uint64_t *through)
 {

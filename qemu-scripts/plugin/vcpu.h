@@ -3,6 +3,7 @@
  *
  * vcpu.c       control registers, INVLPG, walks, the page-fault handler
  * access.c     touches and stores
+ * quiet.c      moments at which the guest stands still
  * capture.c    blocks, instructions, life cycle
  */
 #ifndef SHADOWTRACE_VCPU_H
@@ -29,6 +30,7 @@ struct vcpu {
     unsigned pending;
     struct operand invlpg;
     bool known; /* registers have been recorded once */
+    bool idle;  /* its thread waits: between on_idle and on_resume */
     uint64_t cr0, cr3, cr4, efer;
     struct table *roots[4];
     bool idt_known;
@@ -55,7 +57,6 @@ extern bool closed;
 void resolve(unsigned vcpu);
 void notice_cr3(unsigned vcpu);
 uint64_t translate(const struct vcpu *v, uint64_t va, uint64_t *through);
-uint64_t table_bit(uint64_t gpa);
 void look_up_handler(struct vcpu *v);
 bool stored_to_gate(uint64_t gpa);
 void record_fault(unsigned vcpu);
@@ -71,6 +72,11 @@ void drop_touches(struct vcpu *v);
 void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 void on_kernel_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
+
+/* ---- quiet.c ---- */
+
+bool quiet_open(qemu_plugin_id_t id);
+void on_halt(unsigned vcpu, void *data);
 
 /* Inline: every access of the guest comes here. */
 static inline void touch(unsigned vcpu, enum touch kind, uint64_t va, bool user)
