@@ -140,6 +140,8 @@ loss = _table(
     _key("id", "from 1"),
     _integer("vcpu", "whose events"),
     _integer("seq", "the last event before the gap"),
+    _integer("first", "the vCPU's own number, from 0, of the first event that is missing; NULL: not known", nullable=True),
+    _integer("last", "of the last one", nullable=True),
     _integer("count", "how many"),
     _text("cause", "why"),
 )

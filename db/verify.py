@@ -136,6 +136,9 @@ def _summary(trace: TraceReader, findings: dict[str, Finding]) -> None:
     lost = trace.query(select(func.coalesce(func.sum(loss.c["count"]), 0))).scalar()
     if recording["lost"] is not None and recording["lost"] != lost:
         findings["losses"].fail(f"{lost} are in the rows, {recording['lost']} were sealed")
+    for row in trace.rows("loss"):
+        if row["first"] is not None and row["last"] - row["first"] + 1 != row["count"]:
+            findings["losses"].fail(f"loss {row['id']}: {row['count']} events, numbered {row['first']} to {row['last']}")
     for table in ("mark", "address_space"):
         seqs = [row["seq"] for row in trace.rows(table)]
         if seqs != sorted(seqs) or (seqs and not 0 <= seqs[0] <= seqs[-1] <= count):

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from analyzer.reports import recorded
-from db.errors import EXIT_INTERRUPTED, EXIT_OURS, UsageError
+from db.errors import EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OURS, UsageError
 from shadowtrace import __version__
 from shadowtrace.options import force_option, output_option
 from shadowtrace.progress import recording_line
@@ -45,6 +45,8 @@ from tracer.record import Request, record
 @click.option("--deterministic", is_flag=True, help="Run on instruction counts and a fixed clock: twice the same.")
 @click.option("--linger", default=64, show_default=True, type=click.IntRange(1, 1024), help="Stores a retired table is watched for.")
 @click.option("--max-tables", default=1 << 18, show_default=True, type=click.IntRange(1), help="Tables tracked at once at the most.")
+@click.option("--drop-when-behind", is_flag=True, help="Drop and count events when the recorder is behind; else the guest waits.")
+@click.option("--strict-loss", is_flag=True, help="Exit with 3 where any event was lost.")
 @click.option("--user-stores", is_flag=True, help="With --touch none: watch user code's stores too.")
 def command(
     guest: str | None,
@@ -63,6 +65,8 @@ def command(
     deterministic: bool,
     linger: int,
     max_tables: int,
+    drop_when_behind: bool,
+    strict_loss: bool,
     user_stores: bool,
 ) -> int:
     """Record a guest's paging into a trace file.
@@ -89,7 +93,7 @@ def command(
         seconds=seconds or (recipe.limit if recipe is not None else None),
         marks=marks,
         checks=checks,
-        capture=Capture(touch_entries if touch != "none" else 0, linger, max_tables, user_stores, drop_at_stores),
+        capture=Capture(touch_entries if touch != "none" else 0, linger, max_tables, user_stores, drop_at_stores, drop_when_behind),
         every_access=touch == "every",
         events=events,
         deterministic=deterministic,
@@ -103,7 +107,9 @@ def command(
     click.echo(recorded.text(str(output), outcome.ended, outcome.detail, outcome.events, outcome.lost, outcome.verdict))
     if outcome.ended == "interrupted":
         return EXIT_INTERRUPTED
-    return EXIT_OURS if outcome.ended == "crash" else 0
+    if outcome.ended == "crash":
+        return EXIT_OURS
+    return EXIT_LIMIT if strict_loss and outcome.lost else 0
 
 
 def _what(guest: str | None, qemu_args: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:

@@ -7,10 +7,11 @@ import queue
 import select
 import threading
 import time
+from collections.abc import Sequence
 from typing import IO, Any
 
 from db.trace import TraceWriter
-from tracer.plugin import Batch, StreamParser
+from tracer.plugin import Batch, Gap, StreamParser
 
 _CHUNK = 1 << 20
 _BATCH_SECONDS = 0.2
@@ -29,13 +30,14 @@ class Ingest(threading.Thread):
     committed at least every fifth of a second of arrivals, so a kill loses no more than that.
     """
 
-    def __init__(self, writer: TraceWriter, stream: IO[bytes], console: IO[bytes]) -> None:
+    def __init__(self, writer: TraceWriter, stream: IO[bytes], console: IO[bytes], may_drop: bool = False) -> None:
         super().__init__(name="ingest", daemon=True)
         self.consumed = 0
         self.last_line = ""
         self.stream_ended = False
         self.failure: Exception | None = None
         self._writer = writer
+        self._may_drop = may_drop
         self._stream, self._console = stream, console
         self._parser = StreamParser()
         self._rows: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
@@ -99,15 +101,24 @@ class Ingest(threading.Thread):
     def _end(self) -> None:
         if self._line:
             self._keep_line(self._line)
-        if self._parser.left_over:
-            self._row("loss", {"vcpu": 0, "seq": self.consumed, "count": 1, "cause": "the stream ended inside an event"})
         self._write_rows()
 
     def _commit(self, batch: Batch) -> None:
         self._writer.append_rows(batch.rows, batch.registers, batch.pdptes, batch.contents, batch.origins)
         self.consumed = self._writer.events
-        for vcpu, seq, count in batch.gaps:
-            self._row("loss", {"vcpu": vcpu, "seq": seq, "count": count, "cause": "events are missing in the capture stream"})
+        for gap in batch.gaps:
+            self._lose(
+                gap, "the recorder was behind, and events were dropped" if self._may_drop else "events are missing in the capture stream"
+            )
+
+    def lose_the_rest(self, by_vcpu: Sequence[int], cause: str) -> None:
+        """After ``finish``: count what never came, by the number of events that each vCPU had."""
+        for gap in self._parser.gap_at_end(by_vcpu):
+            self._lose(gap, cause)
+
+    def _lose(self, gap: Gap, cause: str) -> None:
+        last = gap.first + gap.missing - 1
+        self._row("loss", {"vcpu": gap.vcpu, "seq": gap.seq, "first": gap.first, "last": last, "count": gap.missing, "cause": cause})
 
     def _write_rows(self) -> None:
         while True:

@@ -8,9 +8,10 @@ import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ _FLAGS = 0xFF
 
 _CONTROL = struct.Struct("<17Q")
 _EVERY_ACCESS = struct.Struct("<Q")
+_BY_VCPU = struct.Struct("<64Q")
 _CONTROL_MAGIC = 0x5368547230303031
 CONTROL_BYTES = 4096
 
@@ -75,6 +77,7 @@ class ControlPage:
     api: int
     closed: bool
     by_kind: tuple[int, ...]
+    by_vcpu: tuple[int, ...]
 
 
 def read_control(page: mmap.mmap) -> ControlPage:
@@ -82,7 +85,8 @@ def read_control(page: mmap.mmap) -> ControlPage:
     magic, events, dropped, tables, peak, refused, faults, api, closed, *by_kind = _CONTROL.unpack_from(page)
     if magic not in (0, _CONTROL_MAGIC):
         raise ShadowtraceError("the capture plugin's control page makes no sense", "this is a defect of shadowtrace")
-    return ControlPage(events, dropped, tables, peak, refused, faults, api, bool(closed), tuple(by_kind))
+    by_vcpu = _BY_VCPU.unpack_from(page, _CONTROL.size + _EVERY_ACCESS.size)
+    return ControlPage(events, dropped, tables, peak, refused, faults, api, bool(closed), tuple(by_kind), by_vcpu)
 
 
 def record_every_access(page: mmap.mmap) -> None:
@@ -90,16 +94,25 @@ def record_every_access(page: mmap.mmap) -> None:
     _EVERY_ACCESS.pack_into(page, _CONTROL.size, 1)
 
 
+class Gap(NamedTuple):
+    """Events that are missing: whose, the position in the file before them, the vCPU's own number of the first, how many."""
+
+    vcpu: int
+    seq: int
+    first: int
+    missing: int
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Whole events as rows of the trace file, with gaps: (vcpu, seq before it, events missing)."""
+    """Whole events as rows of the trace file, with the rows that belong to them, and gaps."""
 
     rows: list[Row]
     registers: list[tuple[Any, ...]]
     pdptes: list[tuple[Any, ...]]
     contents: list[tuple[Any, ...]]
     origins: list[tuple[int, int]]
-    gaps: list[tuple[int, int, int]]
+    gaps: list[Gap]
 
 
 class StreamParser:
@@ -143,16 +156,24 @@ class StreamParser:
         self._seq += len(events)
         return Batch(rows, registers, pdptes, contents, origins, gaps)
 
-    def _gaps(self, events: NDArray[np.void]) -> list[tuple[int, int, int]]:
-        """Numbers that are missing among a vCPU's events."""
+    def gap_at_end(self, by_vcpu: Sequence[int]) -> list[Gap]:
+        """What is missing when the stream has ended, by the number of events that each vCPU had."""
+        known = [(vcpu, self._next_of_vcpu.get(vcpu, 0), total) for vcpu, total in enumerate(by_vcpu)]
+        return [Gap(vcpu, self._seq, first, total - first) for vcpu, first, total in known if total > first]
+
+    def _gaps(self, events: NDArray[np.void]) -> list[Gap]:
+        """Numbers that are missing among a vCPU's events. The stream has their lower 32 bits."""
         gaps = []
         for vcpu in np.unique(events["vcpu"]).tolist():
             where = np.flatnonzero(events["vcpu"] == vcpu)
             numbers = events["seq"][where].astype(np.int64)
-            expected = np.concatenate(([self._next_of_vcpu.get(vcpu, 0)], numbers[:-1] + 1))
-            for at in np.flatnonzero(numbers != expected).tolist():
-                gaps.append((vcpu, self._seq + int(where[at]), int((numbers[at] - expected[at]) % (1 << 32))))
-            self._next_of_vcpu[vcpu] = int(numbers[-1] + 1) % (1 << 32)
+            first = self._next_of_vcpu.get(vcpu, 0)
+            missing = np.diff(numbers, prepend=first - 1) - 1 & 0xFFFF_FFFF
+            before = first + np.cumsum(missing) + np.arange(len(numbers))
+            for at in np.flatnonzero(missing).tolist():
+                count = int(missing[at])
+                gaps.append(Gap(vcpu, self._seq + int(where[at]), int(before[at]) - count, count))
+            self._next_of_vcpu[vcpu] = int(before[-1]) + 1
         return gaps
 
     def _origins(self, records: NDArray[np.void], main: NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -141,6 +141,8 @@ class Capture:
     max_tables: int = 1 << 18
     user_stores: bool = False
     drop_at_stores: bool = True
+    drop_when_behind: bool = False
+    """Drop and count events where the recorder does not keep up, instead of having the guest wait."""
 
 
 class Machine:
@@ -185,6 +187,7 @@ class Machine:
             max_tables=capture.max_tables,
             user_stores=int(capture.user_stores),
             drop_at_stores=int(capture.drop_at_stores),
+            drop=int(capture.drop_when_behind),
         )
         if _value_of(arguments, "-accel") is None:
             arguments += ["-accel", "tcg,thread=multi" if self.vcpus > 1 else "tcg"]

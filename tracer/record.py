@@ -174,7 +174,7 @@ class _Recording:
         self.writer = writer
         self.machine = machine
         self.symbols = known
-        self.ingest = Ingest(writer, machine.stream, machine.process.stdout)  # type: ignore[arg-type]
+        self.ingest = Ingest(writer, machine.stream, machine.process.stdout, request.capture.drop_when_behind)  # type: ignore[arg-type]
         self.interrupt = _Interrupt()
         self.gdb_lost = ""
         self.driver: Driver | None = None
@@ -350,10 +350,7 @@ class _Recording:
                 self.writer.seal("storage", str(self.ingest.failure))
             raise self.ingest.failure
         control = self.machine.control()
-        missing = control.events - self.writer.events
-        recorded = sum(row["count"] for row in _losses(self.request.output))
-        if missing > recorded:
-            self._lose(missing - recorded, "QEMU ended before it had written them")
+        self.ingest.lose_the_rest(control.by_vcpu, "QEMU ended before it had written them")
         if control.tables_refused:
             self._lose(control.tables_refused, "tables beyond the limit of tables tracked at once (each stands for all its stores)")
         self._name_origins()

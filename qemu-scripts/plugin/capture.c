@@ -217,7 +217,7 @@ static int refuse(const char *why)
     return 1;
 }
 
-/* Arguments: stream, control, ram: inherited descriptors; ram_bytes; linger, touch, drop_at_stores, max_tables, user_stores. */
+/* Arguments: stream, control, ram: inherited descriptors; ram_bytes; linger, touch, drop_at_stores, max_tables, user_stores, drop. */
 __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
     extern int qemu_plugin_version;
@@ -238,7 +238,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
     if (!access_open()) {
         return refuse("out of memory");
     }
-    if (!stream_open((int)argument(argc, argv, "stream", -1), (int)argument(argc, argv, "control", -1), settings.vcpus)) {
+    if (!stream_open((int)argument(argc, argv, "stream", -1), (int)argument(argc, argv, "control", -1), argument(argc, argv, "drop", 0))) {
         return refuse("the control page cannot be mapped");
     }
     if (!tables_open((int)argument(argc, argv, "ram", -1), (uint64_t)argument(argc, argv, "ram_bytes", 0),

@@ -78,11 +78,12 @@ struct control {
     uint64_t closed;       /* 1: the last record is out */
     uint64_t by_kind[8];
     uint64_t every_access; /* set by the recorder: record each access, not first touches alone */
+    uint64_t by_vcpu[MAX_VCPUS];
 };
 
 #define CONTROL_MAGIC 0x5368547230303031ull
 
-bool stream_open(int stream_fd, int control_fd, unsigned vcpus);
+bool stream_open(int stream_fd, int control_fd, bool drop_when_full);
 struct control *stream_control(void);
 void stream_event(const struct record *event, const struct record *side, unsigned sides);
 void stream_flush(void);

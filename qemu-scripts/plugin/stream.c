@@ -1,32 +1,32 @@
-/* Records into the pipe to the recorder. A full pipe makes the guest wait: nothing is dropped while the recorder lives. */
+/*
+ * Records into the pipe to the recorder. A full pipe makes the guest wait: nothing is dropped while the recorder lives -
+ * unless that is asked for: then whole events are, until all that is held back could be written.
+ */
 #include <errno.h>
-#include <stdatomic.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "shadowtrace.h"
 
-#define BUFFER_RECORDS 2730u /* 64 KiB, what a pipe takes at once */
+#define BUFFER_BYTES (2730u * sizeof(struct record)) /* 64 KiB */
 
-static struct record buffer[BUFFER_RECORDS];
-static unsigned used;
+static unsigned char buffer[BUFFER_BYTES];
+static size_t used; /* bytes: a full pipe may have taken a part of a record */
 static int fd = -1;
 static struct control *control;
-static uint32_t next_seq[MAX_VCPUS];
+static bool dropping;
 
-bool stream_open(int stream_fd, int control_fd, unsigned vcpus)
+bool stream_open(int stream_fd, int control_fd, bool drop_when_full)
 {
-    if (vcpus > MAX_VCPUS) {
-        return false;
-    }
     control = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, control_fd, 0);
     if (control == MAP_FAILED) {
         return false;
     }
     fd = stream_fd;
     control->magic = CONTROL_MAGIC;
-    return true;
+    return !drop_when_full || fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0;
 }
 
 struct control *stream_control(void)
@@ -34,45 +34,71 @@ struct control *stream_control(void)
     return control;
 }
 
+/* Events that are in the buffer from some byte on, or from within. */
+static unsigned events_from(size_t done)
+{
+    unsigned events = 0;
+
+    /* The buffer ends with a whole record, and may begin within one. */
+    for (size_t at = used; at > done; at -= at < sizeof(struct record) ? at : sizeof(struct record)) {
+        size_t start = at < sizeof(struct record) ? 0 : at - sizeof(struct record);
+        events += at - start == sizeof(struct record) && buffer[start] < REC_EFER;
+    }
+    return events;
+}
+
 void stream_flush(void)
 {
-    const char *at = (const char *)buffer;
-    size_t left = used * sizeof *buffer;
+    size_t done = 0;
 
-    while (left && fd >= 0) {
-        ssize_t done = write(fd, at, left);
-        if (done < 0 && errno == EINTR) {
+    while (done < used && fd >= 0) {
+        ssize_t written = write(fd, buffer + done, used - done);
+        if (written < 0 && errno == EINTR) {
             continue;
         }
-        if (done < 0) {
+        if (written < 0 && errno == EAGAIN) {
+            break;
+        }
+        if (written < 0) {
             /* The recorder is gone: what follows is lost to it, and counted for whoever looks. */
-            control->dropped += left / sizeof *buffer;
+            control->dropped += events_from(done);
             fd = -1;
             break;
         }
-        at += done;
-        left -= (size_t)done;
+        done += (size_t)written;
     }
-    used = 0;
+    if (fd < 0) {
+        done = used;
+    }
+    memmove(buffer, buffer + done, used - done);
+    used -= done;
 }
 
 static void put(const struct record *record)
 {
-    if (used == BUFFER_RECORDS) {
-        stream_flush();
-    }
-    buffer[used++] = *record;
+    memcpy(buffer + used, record, sizeof *record);
+    used += sizeof *record;
 }
 
-/* One event and its side records. The event's number among its vCPU's goes up even if the stream is gone: a gap shows. */
+/* Whether there is room for so many records; a pipe that is full may have taken a part of what was there. */
+static bool make_room(size_t records)
+{
+    if (dropping || used + records * sizeof(struct record) > sizeof buffer) {
+        stream_flush();
+        dropping = used != 0;
+    }
+    return fd >= 0 && !dropping;
+}
+
+/* One event and its side records. The event's number among its vCPU's goes up even if it is dropped: a gap shows. */
 void stream_event(const struct record *event, const struct record *side, unsigned sides)
 {
     struct record numbered = *event;
 
-    numbered.seq = next_seq[event->vcpu]++;
+    numbered.seq = (uint32_t)control->by_vcpu[event->vcpu]++;
     control->events++;
     control->by_kind[event->kind & 7]++;
-    if (fd < 0) {
+    if (!make_room(1 + sides)) {
         control->dropped++;
         return;
     }
@@ -82,8 +108,12 @@ void stream_event(const struct record *event, const struct record *side, unsigne
     }
 }
 
+/* The last records may wait for room: the guest does not run any more. */
 void stream_close(void)
 {
+    if (fd >= 0) {
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+    }
     stream_flush();
     if (fd >= 0) {
         close(fd);

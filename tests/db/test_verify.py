@@ -26,7 +26,7 @@ DAMAGE = {
     "linked": "UPDATE event SET addr = 0x7fe0000 WHERE seq = (SELECT min(seq) FROM event WHERE kind = 4)",
     "origins": "UPDATE store_origin SET seq = 1 WHERE seq = (SELECT min(seq) FROM store_origin)",
     "marks": "UPDATE mark SET seq = 1 << 40 WHERE id = 2",
-    "losses": "INSERT INTO loss VALUES (1, 0, 10, 3, 'a test')",
+    "losses": "INSERT INTO loss VALUES (1, 0, 10, NULL, NULL, 3, 'a test')",
     "memory-checks": "UPDATE memory_check SET missing = 1",
 }
 

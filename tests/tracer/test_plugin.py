@@ -79,7 +79,17 @@ def test_a_gap_is_counted_for_its_vcpu() -> None:
     batch = StreamParser().feed(
         stream((Kind.INVLPG, 0, 0, 0, 0, 0), (Kind.INVLPG, 1, 0, 2, 0, 0), (Kind.INVLPG, 0, 0, 1, 0, 0), (Kind.INVLPG, 0, 0, 9, 0, 0))
     )
-    assert sorted(batch.gaps) == [(0, 3, 7), (1, 1, 2)]
+    assert sorted(batch.gaps) == [(0, 3, 2, 7), (1, 1, 0, 2)]
+
+
+def test_a_gap_where_numbers_begin_again() -> None:
+    """The stream has their lower 32 bits."""
+    parser = StreamParser()
+    first = parser.feed(stream((Kind.INVLPG, 0, 0, (1 << 32) - 2, 0, 0), (Kind.INVLPG, 0, 0, 3, 0, 0)))
+    assert first.gaps == [(0, 0, 0, (1 << 32) - 2), (0, 1, (1 << 32) - 1, 4)]
+    assert parser.feed(stream((Kind.INVLPG, 0, 0, 5, 0, 0))).gaps == [(0, 2, (1 << 32) + 4, 1)]
+    assert parser.gap_at_end([(1 << 32) + 6, 0]) == []
+    assert parser.gap_at_end([(1 << 32) + 9, 5]) == [(0, 3, (1 << 32) + 6, 3), (1, 3, 0, 5)]
 
 
 def test_an_event_that_never_became_whole_is_left_over() -> None:
