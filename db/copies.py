@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from db import models
 from db.errors import StorageError, TraceError
-from db.opening import check_schema, connect, damage, engine, harden, trace_error
+from db.opening import SQLITE_ERRORS, check_schema, connect, damage, engine, harden, trace_error
 from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
 
 #: What a rollback journal ends with if it names another journal, which SQLite would then look for and may delete.
@@ -56,8 +56,8 @@ def _copy_rows(old: Path, connection: Connection) -> None:
         raw.execute("DETACH old")
     except sqlite3.IntegrityError as error:
         raise TraceError(f"{old} is damaged: {error}", "what can be read: sqlite3 FILE .recover") from error
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+    except SQLITE_ERRORS as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise StorageError(f"there is no room for an upgraded copy of {old}", "set TMPDIR to a folder with room") from error
         raise trace_error(old, error) from error
 
@@ -115,7 +115,7 @@ def finished_copy(path: Path) -> PrivateCopy:
             connection.execute("PRAGMA wal_checkpoint")
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except SQLITE_ERRORS as error:
         copy.close()
         raise trace_error(path, error) from error
     return copy

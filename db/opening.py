@@ -53,6 +53,9 @@ _STEPS = 100_000
 _STEPS_PER_BYTE = 20
 _FREE_CALLS = 100
 
+#: What Python's sqlite3 raises: it fails to decode a message that quotes a damaged schema.
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+
 #: Result codes, without their extensions, that do not mean that the file is damaged.
 _CODES = {
     sqlite3.SQLITE_BUSY: ("is locked by another program", "wait until that is done"),
@@ -104,7 +107,7 @@ def reading_engine(path: Path, budget: Budget) -> Engine:
     opened = create_engine("sqlite://", creator=lambda: _guarded(path, budget), poolclass=NullPool)
 
     def explain(context: ExceptionContext) -> None:
-        if isinstance(context.original_exception, sqlite3.Error):
+        if isinstance(context.original_exception, SQLITE_ERRORS):
             raise trace_error(path, context.original_exception) from context.original_exception
 
     event.listen(opened, "handle_error", explain)
@@ -139,13 +142,14 @@ def _allow(action: int, first: str | None, second: str | None, database: str | N
     return sqlite3.SQLITE_OK if good else sqlite3.SQLITE_DENY
 
 
-def trace_error(path: Path, error: sqlite3.Error) -> TraceError:
+def trace_error(path: Path, error: BaseException) -> TraceError:
     """What an error of SQLite's means for somebody who reads a trace."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _CODES:
         said, hint = _CODES[code]
         return TraceError(f"{path} {said}", hint)
-    return TraceError(f"{path} is damaged: {error}", "what can be read: sqlite3 FILE .recover")
+    said = ascii(error.object)[2:-1] if isinstance(error, UnicodeDecodeError) else str(error)
+    return TraceError(f"{path} is damaged: {said}", "what can be read: sqlite3 FILE .recover")
 
 
 def identify(connection: Connection, path: Path) -> int:
@@ -154,7 +158,7 @@ def identify(connection: Connection, path: Path) -> int:
         application = connection.exec_driver_sql("PRAGMA application_id").scalar()
         version = connection.exec_driver_sql("PRAGMA user_version").scalar()
     except TraceError as error:
-        if isinstance(error.__cause__, sqlite3.DatabaseError) and "is damaged" in str(error) and not _claims_to_be_one(path):
+        if isinstance(error.__cause__, SQLITE_ERRORS) and "is damaged" in str(error) and not _claims_to_be_one(path):
             raise _no_trace(path) from error
         raise
     if application != APPLICATION_ID:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from db.errors import StorageError, TraceError, UsageError
-from db.opening import Budget, identify, reading_engine
+from db.opening import SQLITE_ERRORS, Budget, identify, reading_engine
 
 
 def lock(path: Path) -> int:
@@ -66,6 +65,6 @@ def storage_errors(path: Path) -> Iterator[None]:
     """What goes wrong while writing, as a ``StorageError``."""
     try:
         yield
-    except (SQLAlchemyError, sqlite3.DatabaseError) as error:
+    except (SQLAlchemyError, *SQLITE_ERRORS) as error:
         reason = error.orig if isinstance(error, DatabaseError) else error
         raise StorageError(f"{path} cannot be written: {reason}", "is the disk full, or the folder read-only?") from error

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import REAL, Connection, Integer, LargeBinary, Table, Text, func, insert, select, update
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import SQLAlchemyError
 
 from db import models
 from db.copies import PrivateCopy, check_old, create_tables, finished_copy, unfinished, upgraded_copy
 from db.errors import TraceError
 from db.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, WRITE_SIZE, Event, Kind, is_content, signed, unsigned
-from db.opening import Budget, check_schema, damage, engine, harden, identify, reading_engine, trace_error
+from db.opening import SQLITE_ERRORS, Budget, check_schema, damage, engine, harden, identify, reading_engine, trace_error
 from db.schema import SCHEMA_VERSION
 from db.storage import is_being_written, lock, refuse_existing, storage_errors
 
@@ -251,7 +250,7 @@ class TraceReader(_OpenTrace):
             cursor.execute(sql, dict(parameters or {}))
             while rows := cursor.fetchmany(_STREAMED):
                 yield from rows
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise trace_error(self.path, error) from error
 
     def table(self, name: str) -> Table:
@@ -355,6 +354,6 @@ def store_run(path: Path, **columns: Any) -> bool:
             number = connection.scalar(select(func.coalesce(func.max(models.run.c.id), 0)))
             connection.execute(insert(models.run).values(id=(number or 0) + 1, **columns))
             connection.commit()
-    except (DatabaseError, TraceError, OSError):
+    except (SQLAlchemyError, *SQLITE_ERRORS, TraceError, OSError):
         return False
     return True

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db.errors import ShadowtraceError
-from db.event import CR3_HAS_PDPTES, Kind, signed
+from db.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, WRITE_SIZE, Kind, signed
 from db.trace import Row
 from tracer import resources
 
@@ -28,6 +28,13 @@ RECORD = np.dtype([("kind", "u1"), ("vcpu", "u1"), ("flags", "<u2"), ("seq", "<u
 REC_EFER, REC_PDPTES, REC_WORDS, REC_PC = 16, 17, 18, 19
 WRITE_HAS_PC = 0x100
 NO_WORD = 0xFFFF_FFFF
+WORDS_OF_A_PAGE = 512
+
+#: A page's words come two to a record.
+_MOST_SIDES = WORDS_OF_A_PAGE // 2
+
+#: The kind of side record that follows each kind of event; 0: none.
+_SIDE_KIND = np.array([0, REC_EFER, REC_PDPTES, REC_PC, REC_WORDS, 0, 0], np.uint8)
 
 #: The flags that the file keeps; above are those that speak of side records.
 _FLAGS = 0xFF
@@ -141,8 +148,6 @@ class StreamParser:
     def _batch(self, records: NDArray[np.void]) -> Batch:
         main = records["kind"] <= Kind.INVLPG
         events = records[main]
-        if np.any(records["kind"] == 0) or np.any((records["kind"] > Kind.INVLPG) & (records["kind"] < REC_EFER)):
-            raise ShadowtraceError("the capture plugin's stream makes no sense", "this is a defect of shadowtrace")
         gaps = self._gaps(events)
         seqs = np.arange(self._seq + 1, self._seq + 1 + len(events))
         flags = np.where(events["kind"] == Kind.CR3, events["flags"] & CR3_HAS_PDPTES, events["flags"] & _FLAGS)
@@ -179,8 +184,6 @@ class StreamParser:
     def _origins(self, records: NDArray[np.void], main: NDArray[np.bool_]) -> list[tuple[int, int]]:
         """For each store that says so: its number, and where the instruction that made it is."""
         stores = np.flatnonzero(main & (records["kind"] == Kind.WRITE) & (records["flags"] & WRITE_HAS_PC != 0))
-        if np.any(records["kind"][stores + 1] != REC_PC):
-            raise ShadowtraceError("the capture plugin's stream makes no sense", "this is a defect of shadowtrace")
         seqs = self._seq + np.cumsum(main)[stores]
         return list(zip(seqs.tolist(), records["addr"][stores + 1].view(np.int64).tolist(), strict=True))
 
@@ -202,24 +205,64 @@ class StreamParser:
         return registers, pdptes, contents
 
 
-def _side_count(event: Any) -> int:
-    if event["kind"] == Kind.REGS:
-        return 1
-    if event["kind"] == Kind.PAGE:
-        return int(event["value"])
-    if event["kind"] == Kind.WRITE:
-        return 1 if event["flags"] & WRITE_HAS_PC else 0
-    return 2 if event["kind"] == Kind.CR3 and event["flags"] & CR3_HAS_PDPTES else 0
-
-
 def _whole_events(records: NDArray[np.void]) -> int:
-    """How many records from the start make whole events: the last one's side records may still be on their way."""
-    mains = np.flatnonzero(records["kind"] <= Kind.INVLPG)
-    if not len(mains):
+    """How many records from the start make whole events: the last one's side records may still be on their way.
+
+    Raises ``ShadowtraceError`` where an event has not the side records of its kind, or a column is out of range: what comes from a
+    process that a guest may have broken is not believed.
+    """
+    if not len(records):
         return 0
-    last = int(mains[-1])
-    end = last + 1 + _side_count(records[last])
-    return end if end <= len(records) else last
+    kinds = records["kind"]
+    mains = np.flatnonzero(kinds <= Kind.INVLPG)
+    if not len(mains) or mains[0] != 0:
+        raise _nonsense()
+    events = records[mains]
+    wanted = _sides_wanted(events)
+    followed = np.diff(np.append(mains, len(records))) - 1
+    whole = len(mains) if followed[-1] >= wanted[-1] else len(mains) - 1
+    sides = records[kinds > Kind.INVLPG]
+    belongs_to = np.repeat(events["kind"], followed)
+    if (
+        np.any(kinds == 0)
+        or np.any(events["vcpu"] >= MAX_VCPUS)
+        or np.any(wanted > _MOST_SIDES)
+        or np.any(followed[:whole] != wanted[:whole])
+        or np.any(_SIDE_KIND[belongs_to] != sides["kind"])
+        or not _in_range(events, sides)
+    ):
+        raise _nonsense()
+    return int(mains[-1]) if whole < len(mains) else len(records)
+
+
+def _sides_wanted(events: NDArray[np.void]) -> NDArray[np.uint64]:
+    """Side records that each event is followed by."""
+    wanted = np.zeros(len(events), np.uint64)
+    wanted[events["kind"] == Kind.REGS] = 1
+    wanted[(events["kind"] == Kind.CR3) & (events["flags"] & CR3_HAS_PDPTES != 0)] = 2
+    wanted[(events["kind"] == Kind.WRITE) & (events["flags"] & WRITE_HAS_PC != 0)] = 1
+    pages = events["kind"] == Kind.PAGE
+    wanted[pages] = events["value"][pages]
+    return wanted
+
+
+def _in_range(events: NDArray[np.void], sides: NDArray[np.void]) -> bool:
+    """Whether stores have a size, addresses are physical where they have to be, and words lie within their page."""
+    stores, pages, words = events[events["kind"] == Kind.WRITE], events[events["kind"] == Kind.PAGE], sides[sides["kind"] == REC_WORDS]
+    sizes = stores["flags"] & WRITE_SIZE
+    return bool(
+        np.all((sizes >= 1) & (sizes <= 8))
+        and np.all(stores["addr"] <= MAX_GPA - 8)
+        and np.all((pages["addr"] < MAX_GPA) & (pages["addr"] & 0xFFF == 0))
+        and np.all(words["flags"] < WORDS_OF_A_PAGE)
+        and np.all((words["seq"] < WORDS_OF_A_PAGE) | (words["seq"] == NO_WORD))
+    )
+
+
+def _nonsense() -> ShadowtraceError:
+    return ShadowtraceError(
+        "the capture plugin's stream makes no sense", "did the guest break QEMU? if not, this is a defect of shadowtrace"
+    )
 
 
 def _words(sides: NDArray[np.void]) -> bytes:
