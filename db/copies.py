@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from db import models
 from db.errors import StorageError, TraceError
 from db.opening import SQLITE_ERRORS, check_schema, connect, damage, engine, harden, trace_error
+from db.private import COPY, private_folder
 from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
 
 #: What a rollback journal ends with if it names another journal, which SQLite would then look for and may delete.
@@ -66,8 +67,8 @@ class PrivateCopy:
     """A copy of a trace in a folder of its own, gone when it is closed."""
 
     def __init__(self, path: Path, suffixes: Sequence[str] = ()) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="shadowtrace-read-")
-        self.path = Path(self._folder.name) / "trace.db"
+        self._stack = contextlib.ExitStack()
+        self.path = self._stack.enter_context(private_folder()) / COPY
         try:
             for suffix in suffixes:
                 part = path.with_name(path.name + suffix)
@@ -79,7 +80,7 @@ class PrivateCopy:
 
     def close(self) -> None:
         """Remove it."""
-        self._folder.cleanup()
+        self._stack.close()
 
 
 def upgraded_copy(old: Path) -> PrivateCopy:

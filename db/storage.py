@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,15 +14,93 @@ from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from db.errors import StorageError, TraceError, UsageError
 from db.opening import SQLITE_ERRORS, Budget, identify, reading_engine
 
+#: File systems over a network, by the names that mountinfo has: their locks and shared memory are not what SQLite's log needs.
+_NETWORK = {
+    "9p",
+    "afs",
+    "ceph",
+    "cifs",
+    "coda",
+    "gfs2",
+    "glusterfs",
+    "lustre",
+    "ncpfs",
+    "nfs",
+    "nfs4",
+    "ocfs2",
+    "orangefs",
+    "pvfs2",
+    "smb3",
+    "smbfs",
+}
+_NETWORK_FUSE = {"ceph", "cifs", "curlftpfs", "glusterfs", "mfs", "nfs", "rclone", "s3fs", "sshfs", "davfs", "davfs2", "smbnetfs"}
+
+#: Room put aside for sealing: at the most, and as a part of what is free.
+_RESERVE = 8 << 20
+_RESERVE_PART = 8
+
+
+def check_place(folder: Path) -> None:
+    """Raise ``StorageError`` where a folder lies on a network file system."""
+    kind = file_system(folder.resolve(), Path("/proc/self/mountinfo").read_text())
+    if kind in _NETWORK or (kind.startswith("fuse.") and kind.removeprefix("fuse.") in _NETWORK_FUSE):
+        raise StorageError(
+            f"{folder} lies on a network file system ({kind}), where a crash could damage a trace: its locks cannot be relied upon",
+            "record on a local disk, and move the finished file",
+        )
+
+
+def file_system(folder: Path, mountinfo: str) -> str:
+    """The type of the file system that a folder lies on, from the text of /proc/self/mountinfo."""
+    best, kind = -1, "unknown"
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split(" ")[4])
+        if len(point) >= best and folder.is_relative_to(point):
+            # Of two mounts on one place the later hides the earlier.
+            best, kind = len(point), after.split(" ")[0]
+    return kind
+
 
 def lock(path: Path) -> int:
-    """A descriptor that says, while it is open, that the trace is being written."""
+    """A descriptor that says, while it is open, that the trace is being written; the file is made."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}", "is the folder read-only, or on a network?") from error
+        raise StorageError(f"{path} cannot be written: {error.strerror}", "is the disk full, or the folder read-only?") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # SQLite's own kind of lock. It goes with the first descriptor that is closed, so it is given back here.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1)
+    except OSError as error:
+        os.close(descriptor)
+        raise StorageError(f"{path} cannot be locked: {error.strerror}", "record on a local disk, and move the finished file") from error
     return descriptor
+
+
+class Reserve:
+    """Room on a trace's file system that is kept for sealing it: a file without a name, gone with the process whatever happens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.size = 0
+        self._descriptor: int | None = None
+        try:
+            self._descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            room = os.fstatvfs(self._descriptor)
+            size = min(_RESERVE, room.f_bavail * room.f_frsize // _RESERVE_PART)
+            if size:
+                os.posix_fallocate(self._descriptor, 0, size)
+            self.size = size
+        except OSError:
+            # A file system without such files, or with no room: then sealing takes what it finds.
+            self.release()
+
+    def release(self) -> None:
+        """Give the room back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def is_being_written(path: Path) -> bool:

@@ -14,17 +14,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from db import models
 from db.copies import PrivateCopy, check_old, create_tables, finished_copy, unfinished, upgraded_copy
-from db.errors import TraceError
+from db.errors import StorageError, TraceError
 from db.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, WRITE_SIZE, Event, Kind, is_content, signed, unsigned
 from db.opening import SQLITE_ERRORS, Budget, check_schema, damage, engine, harden, identify, reading_engine, trace_error
 from db.schema import SCHEMA_VERSION
-from db.storage import is_being_written, lock, refuse_existing, storage_errors
+from db.storage import Reserve, check_place, is_being_written, lock, refuse_existing, storage_errors
 
 _LOG = logging.getLogger(__name__)
 
 _INSERT_EVENT = "INSERT INTO event (seq, kind, vcpu, flags, addr, value) VALUES (?, ?, ?, ?, ?, ?)"
 
 _HAVE_EXTRA = (Kind.REGS, Kind.PAGE)
+
+_BESIDE = ("-wal", "-shm", "-journal")
+
+#: The write-ahead log is folded into the file when it has so many pages, of so many bytes.
+_LOG_PAGES, _LEAST_LOG_PAGES, _PAGE = 1000, 16, 4096
 
 #: The ``flags`` column, and with it kind and vCPU, stays below this.
 _MOST_FLAGS = (1 << 16) - 1
@@ -59,31 +64,66 @@ class _OpenTrace:
 class TraceWriter(_OpenTrace):
     """A trace being written. Batches are committed as they come; ``seal`` makes it one finished file.
 
-    Raises ``UsageError`` where the file exists (unless ``force``), ``StorageError`` where it cannot be written.
+    ``sync`` is SQLite's ``synchronous``: with ``normal`` a power cut may take the last commits, with ``full`` it takes none; the file
+    is whole either way. Raises ``UsageError`` where the file exists (unless ``force``), ``StorageError`` where it cannot be written,
+    or is no longer there.
     """
 
-    def __init__(self, path: Path, force: bool = False) -> None:
+    def __init__(self, path: Path, force: bool = False, sync: str = "normal") -> None:
         self.path = path
         self.events = 0
+        self._two_files = False
         refuse_existing(path, force)
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        check_place(path.parent)
+        for suffix in ("", *_BESIDE):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         self._lock = lock(path)
-        with storage_errors(path):
-            self._connection = engine(path, "rwc").connect()
-            self._create()
+        try:
+            with storage_errors(path):
+                self._connection = engine(path, "rwc").connect()
+                self._create(sync)
+        except BaseException:
+            os.close(self._lock)
+            for suffix in ("", *_BESIDE):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            raise
 
-    def _create(self) -> None:
+    def _create(self, sync: str) -> None:
         connection = self._connection
         connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
+        connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if sync == 'full' else 'NORMAL'}")
         create_tables(connection)
+        self._reserve = Reserve(self.path.parent)
+        # Folded so often that what is not yet folded when a disk is full finds its place in the reserve.
+        connection.exec_driver_sql(
+            f"PRAGMA wal_autocheckpoint = {max(_LEAST_LOG_PAGES, min(_LOG_PAGES, self._reserve.size // _PAGE // 4))}"
+        )
 
     def close(self) -> None:
         """Let go of the file. What was committed stays."""
         super().close()
+        self._reserve.release()
+        wal = self.path.with_name(self.path.name + "-wal")
+        if self._two_files and wal.exists() and wal.stat().st_size:
+            _LOG.warning("%s is sealed, but its last events are still in %s: keep the two together", self.path, wal.name)
         # Last: closing any descriptor of the file would drop the locks that SQLite holds in this process.
         os.close(self._lock)
+
+    def check_there(self) -> None:
+        """Raise ``StorageError`` where the file is no longer what its name names: SQLite would write on into nothing."""
+        ours = os.fstat(self._lock)
+        try:
+            named = self.path.stat()
+        except OSError as error:
+            raise StorageError(f"{self.path} is gone: it was moved or deleted while it was written", "record it again") from error
+        if (named.st_ino, named.st_dev) != (ours.st_ino, ours.st_dev):
+            raise StorageError(f"{self.path} was replaced by another file while it was written", "record it again")
+
+    def make_room(self) -> None:
+        """Give up what could not be committed and the room that was kept for sealing: to be called once the file takes no more."""
+        self._reserve.release()
+        with storage_errors(self.path):
+            self._connection.rollback()
 
     def describe(self, **columns: Any) -> None:
         """Write or change the one row that says what was recorded."""
@@ -120,6 +160,7 @@ class TraceWriter(_OpenTrace):
         origins: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Commit a batch of event rows as the file holds them, with the rows that belong to some of them."""
+        self.check_there()
         with storage_errors(self.path):
             for statement, batch in (
                 (_INSERT_EVENT, rows),
@@ -141,13 +182,19 @@ class TraceWriter(_OpenTrace):
 
     def seal(self, ended: str, detail: str) -> None:
         """Say how it ended, count, and fold the write-ahead log into the one file."""
+        self.make_room()
+        self.check_there()
         with storage_errors(self.path):
-            self._connection.rollback()
             lost = self._connection.scalar(select(func.coalesce(func.sum(models.loss.c["count"]), 0)))
             self.describe(ended=ended, ended_detail=detail, events=self.events, lost=lost)
+        try:
             self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.commit()
             self._connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
+        except SQLAlchemyError:
+            # Somebody reads it just now, or there is no room. It is sealed all the same, though in two files.
+            self._connection.rollback()
+            self._two_files = True
 
 
 class TraceReader(_OpenTrace):
@@ -350,6 +397,9 @@ def store_run(path: Path, **columns: Any) -> bool:
             if identify(connection, path) != SCHEMA_VERSION:
                 return False
             check_schema(connection, path, SCHEMA_VERSION)
+            # One that could not be folded into one file when its recording ended is folded now.
+            connection.rollback()
+            connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             number = connection.scalar(select(func.coalesce(func.max(models.run.c.id), 0)))
             connection.execute(insert(models.run).values(id=(number or 0) + 1, **columns))

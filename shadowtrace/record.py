@@ -47,6 +47,13 @@ from tracer.record import Request, record
 @click.option("--max-tables", default=1 << 18, show_default=True, type=click.IntRange(1), help="Tables tracked at once at the most.")
 @click.option("--drop-when-behind", is_flag=True, help="Drop and count events when the recorder is behind; else the guest waits.")
 @click.option("--strict-loss", is_flag=True, help="Exit with 3 where any event was lost.")
+@click.option(
+    "--sync",
+    type=click.Choice(["normal", "full"]),
+    default="normal",
+    show_default=True,
+    help="full: a power cut takes no committed batch either.",
+)
 @click.option("--user-stores", is_flag=True, help="With --touch none: watch user code's stores too.")
 def command(
     guest: str | None,
@@ -67,6 +74,7 @@ def command(
     max_tables: int,
     drop_when_behind: bool,
     strict_loss: bool,
+    sync: str,
     user_stores: bool,
 ) -> int:
     """Record a guest's paging into a trace file.
@@ -97,6 +105,7 @@ def command(
         every_access=touch == "every",
         events=events,
         deterministic=deterministic,
+        sync=sync,
         version=__version__,
     )
     if seconds is not None and not math.isfinite(seconds):

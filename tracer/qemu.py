@@ -25,6 +25,7 @@ from qemu.qmp import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
 from db.errors import ShadowtraceError, UsageError
+from db.private import private_folder
 from tracer import plugin
 
 _PR_SET_PDEATHSIG = 1
@@ -166,7 +167,7 @@ class Machine:
 
     def _start(self, arguments: list[str], capture: Capture, object_path: Path) -> None:
         stack = self._stack
-        self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shadowtrace-")))
+        self.folder = stack.enter_context(private_folder())
         ram_fd = self._memfd("shadowtrace-ram", self.ram_bytes)
         control_fd = self._memfd("shadowtrace-control", plugin.CONTROL_BYTES)
         self.ram = stack.enter_context(mmap.mmap(ram_fd, self.ram_bytes, prot=mmap.PROT_READ))

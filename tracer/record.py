@@ -57,6 +57,8 @@ class Request:
     """End after so many events."""
     deterministic: bool = False
     """Run on instruction counts, a fixed clock and a fixed seed: twice the same but for the very end."""
+    sync: str = "normal"
+    """``full``: every batch is on the disk when it is committed, power cuts included."""
     version: str = ""
 
 
@@ -111,7 +113,7 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": request.version,
     }
-    with TraceWriter(request.output, request.force) as writer:
+    with TraceWriter(request.output, request.force, request.sync) as writer:
         writer.describe(**columns)
         try:
             with Machine(program, arguments, request.capture, object_path) as machine:
@@ -347,8 +349,11 @@ class _Recording:
         if self.ingest.failure is not None:
             # The file takes no more: what is in it stays, sealed if there is room for that.
             with contextlib.suppress(ShadowtraceError):
+                self.writer.make_room()
+                self._lose(max(0, self.machine.control().events - self.writer.events), "the file took no more")
                 self.writer.seal("storage", str(self.ingest.failure))
             raise self.ingest.failure
+        self.writer.check_there()
         control = self.machine.control()
         self.ingest.lose_the_rest(control.by_vcpu, "QEMU ended before it had written them")
         if control.tables_refused:

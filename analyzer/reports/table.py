@@ -125,7 +125,7 @@ def _how(about: About) -> str:
     state = (
         "STILL BEING RECORDED: this is up to here"
         if about.live
-        else "NOT SEALED: the recording did not finish, its last events may be lost"
+        else "NOT SEALED: the recorder was killed; lost is what it had not committed, at most its last fifth of a second and the pipe's 1 MiB"
     )
     return f"{how}: {about.events:,} events; {state}"
 

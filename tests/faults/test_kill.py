@@ -1,0 +1,156 @@
+"""kill -9 of any part of a recording at any moment of a real boot: the file opens, and says what it lacks."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from db.errors import TraceError
+from db.trace import TraceReader
+from db.verify import verify
+from tests.conftest import Cli
+from tests.faults.figures import note
+from tests.tracer.test_ends import descendants
+from tracer import plugin
+
+pytestmark = pytest.mark.boot
+
+PROGRAM = Path(sys.executable).with_name("shadowtrace")
+VICTIMS = ["shadowtrace", "qemu-system-x86", "gdb"]
+
+#: Seconds after QEMU's start within which a kill may fall: a boot takes longer than this.
+SPAN = 12.0
+
+#: The batch being written, the next one being gathered, what one read takes from the pipe, and the pipe itself, in events.
+MOST_LOST = 65_536 + 3 * 43_690
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: how long after QEMU's start, and what came of it."""
+
+    moment: float
+    status: int
+    out: str
+    err: str
+    captured: int
+    """Events that the plugin had counted when all was over."""
+
+
+def control_of(pid: int) -> mmap.mmap | None:
+    """The page in which the plugin of a recording counts, mapped by us too: it outlives both."""
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            if "shadowtrace-control" in str(entry.readlink()):
+                descriptor = os.open(entry, os.O_RDWR)
+                try:
+                    return mmap.mmap(descriptor, plugin.CONTROL_BYTES)
+                finally:
+                    os.close(descriptor)
+    except OSError:
+        pass
+    return None
+
+
+def killed(victim: str, moment: float, trace: Path) -> Kill:
+    """Record a boot, kill a part of it after ``moment`` seconds, and wait until all is over."""
+    command = [PROGRAM, "record", "cloud-amd64", "-o", trace, "--events", "700000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        children: dict[str, int] = {}
+        deadline = time.monotonic() + 120
+        control = None
+        while process.poll() is None and time.monotonic() < deadline:
+            children = descendants(process.pid)
+            control = control or control_of(process.pid)
+            if control is not None and {"qemu-system-x86", "gdb"} <= set(children):
+                break
+            time.sleep(0.01)
+        assert control is not None
+        time.sleep(moment)
+        alive = process.poll() is None
+        if alive:
+            os.kill(process.pid if victim == "shadowtrace" else children[victim], signal.SIGKILL)
+        out, err = process.communicate(timeout=300)
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in children.values()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in children.values())
+    return Kill(moment, process.returncode, out, err, plugin.read_control(control).events)
+
+
+def held(victim: str, kill: Kill, trace: Path, cli: Cli) -> int:
+    """Hold what a kill left to what is promised; the events lost."""
+    assert "Traceback" not in kill.err
+    try:
+        with TraceReader(trace) as opened:
+            count, ended = opened.count(), opened.recording["ended"]
+            failing = {finding.check.name: finding.cases for finding in verify(opened) if finding.failures}
+            losses = sum(row["count"] for row in opened.rows("loss"))
+    except TraceError as error:
+        # Killed before it could even say what it was going to record.
+        assert victim == "shadowtrace"
+        assert "does not say what was recorded" in str(error)
+        assert kill.captured == 0
+        return 0
+    report = cli("report", trace)
+    assert report.returncode == 0, report.stderr
+    lost = kill.captured - count
+    if ended == "events":
+        # It was over before the kill, or gdb is what was killed.
+        assert (kill.status, failing, losses, lost) == (0, {}, 0, lost)
+        return 0
+    if victim == "shadowtrace":
+        assert (kill.status, ended) == (-signal.SIGKILL, None)
+        assert set(failing) <= {"sealed"}, failing
+        assert "NOT SEALED: the recorder was killed" in report.stdout
+        assert 0 <= lost <= MOST_LOST
+        return lost
+    assert victim == "qemu-system-x86"
+    assert (kill.status, ended) == (1, "crash")
+    assert failing == {}
+    assert "crash: QEMU died with status -9" in report.stdout
+    assert losses == lost
+    assert (f"LOST {lost:,} events" in report.stdout) == (lost > 0)
+    return lost
+
+
+def kill_many(victim: str, times: int, folder: Path, cli: Cli) -> None:
+    chance = random.Random(f"{victim} {times}")
+    losses, goes_on = [], 0
+    for number in range(times):
+        trace = folder / f"{number}.db"
+        kill = killed(victim, chance.uniform(0, SPAN), trace)
+        losses.append(held(victim, kill, trace, cli))
+        if victim == "gdb":
+            goes_on += "gdb was lost" in kill.out
+        for part in folder.glob(f"{number}.db*"):
+            part.unlink()
+    assert victim != "gdb" or goes_on > 0
+    note(
+        f"kill {victim}",
+        moments=times,
+        lost_most=max(losses),
+        lost_median=int(statistics.median(losses)),
+        **({"went_on": goes_on} if victim == "gdb" else {}),
+    )
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_few_kills(victim: str, tmp_path: Path, cli: Cli) -> None:
+    kill_many(victim, 3, tmp_path, cli)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_fifty_kills(victim: str, tmp_path: Path, cli: Cli) -> None:
+    kill_many(victim, 50, tmp_path, cli)
