@@ -124,6 +124,8 @@ address_space = _table(
     _integer("root_gfn", "frame of the top table"),
     _integer("pid", "process id", nullable=True),
     _text("comm", "the program's name as the guest has it: data from the guest, never to be shown raw"),
+    _integer("root", "physical address of the top table: in PAE mode it has 32 bytes, and several share a frame", nullable=True),
+    _text("argv", "its command line, a JSON array, cut at 2048 bytes: from the guest as well", nullable=True),
 )
 
 console = _table(

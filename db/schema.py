@@ -11,7 +11,7 @@ APPLICATION_ID = 0x53685472
 #:
 #: 1. The first.
 #: 2. Which instruction made a store, and the kernel's functions that did; where the kernel lay; the numbers that a loss spans;
-#:    who upgraded a file.
+#:    command lines and exact roots of address spaces; who upgraded a file.
 #:
 #: db/history has the tables and views of each earlier version, tests/data a file of each.
 SCHEMA_VERSION = 2
@@ -29,6 +29,7 @@ VIEWS = (
         f"SELECT e.seq, e.vcpu, {_hex('e.addr')} AS cr3, {_hex('p.entry0')} AS pdpte0, {_hex('p.entry1')} AS pdpte1,"
         f" {_hex('p.entry2')} AS pdpte2, {_hex('p.entry3')} AS pdpte3,"
         " (SELECT a.comm FROM address_space a WHERE a.root_gfn = (e.addr >> 12) & 0xffffffffff AND a.seq < e.seq"
+        " AND (p.seq IS NULL OR a.root IS NULL OR a.root = e.addr & 0xffffffe0)"
         " ORDER BY a.seq DESC LIMIT 1) AS comm"
         f" FROM event e LEFT JOIN pdptes p USING (seq) WHERE e.kind = {Kind.CR3:d}",
     ),

@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from db.errors import UsageError
+from tracer import commandline
 from tracer.gdb import Session, Stop
+from tracer.kerneldata import AT_EXEC, LISTENERS
 from tracer.symbols import Symbols
+from x86.registers import CR4_PAE
 
 #: Read at every fork, exec and exit by drivers/connector/cn_proc.c: a watchpoint there sees each without a breakpoint.
-_PROCESS_EVENTS = "proc_event_num_listeners"
-_AT_EXEC = "proc_exec_connector"
+_PROCESS_EVENTS = LISTENERS
 _AT_EXEC_BYTES = 0x60
 _COMM_BYTES = 16
+_CURRENT = "current_task"
 
 #: The mark of the first program that is executed.
 FIRST_PROCESS = "first user process"
 _CR3_TABLE = 0x000F_FFFF_FFFF_F000
+_CR3_PDPT = 0xFFFF_FFE0
 
 
 class Driver:
     """Arms a gdb session and answers its stops.
 
-    ``on_mark(name)`` is called at each moment with a name; ``on_exec(root_gfn, pid, comm)`` when a program was executed.
-    ``slide`` is how far the kernel was moved, once it has been found. Without ``symbols`` there is one mark, ``reset``, and no names. Raises ``UsageError`` for a symbol the kernel lacks.
+    ``on_mark(name)`` is called at each moment with a name; ``on_exec(root, pid, comm, argv)`` when a program was
+    executed; ``root`` is a physical address, ``argv`` is ``None`` where it does not show. ``slide`` is how far the kernel was moved,
+    once it has been found. Without ``symbols`` there is one mark, ``reset``, and no names. Raises ``UsageError`` for a symbol the
+    kernel lacks.
     """
 
     def __init__(
@@ -33,7 +39,7 @@ class Driver:
         until: str | None,
         marks: Sequence[str],
         on_mark: Callable[[str], None],
-        on_exec: Callable[[int, int, str], None],
+        on_exec: Callable[[int, int, str, list[str] | None], None],
     ) -> None:
         self._session = session
         self._symbols = symbols
@@ -77,7 +83,7 @@ class Driver:
         for name in self._wanted:
             if name in symbols.addresses:
                 self._marks[self._session.insert_breakpoint(symbols.addresses[name] + slide)] = name
-        if _PROCESS_EVENTS in symbols.addresses and {"pid", "comm"} <= set(symbols.task):
+        if {_PROCESS_EVENTS, AT_EXEC, _CURRENT} <= set(symbols.addresses) and {"pid", "comm"} <= set(symbols.task):
             self._watch = self._session.watch_reads(symbols.addresses[_PROCESS_EVENTS] + slide)
 
     def _reached(self, number: int) -> bool:
@@ -89,13 +95,12 @@ class Driver:
     def _process_event(self, pc: int) -> None:
         """A program was executed: cr3 and the task's name are the new ones already."""
         symbols = self._symbols
-        if symbols is None or not 0 <= pc - (symbols.addresses.get(_AT_EXEC, 0) + (self.slide or 0)) < _AT_EXEC_BYTES:
+        if symbols is None or not 0 <= pc - (symbols.addresses[AT_EXEC] + (self.slide or 0)) < _AT_EXEC_BYTES:
             return
         session, task = self._session, symbols.task
-        current = session.read(session.register("gs_base") + symbols.addresses["current_task"], 8)
-        if current is None:
+        address = self._current_task(symbols)
+        if address is None:
             return
-        address = int.from_bytes(current, "little")
         pid, comm = session.read(address + task["pid"], 4), session.read(address + task["comm"], _COMM_BYTES)
         if pid is None or comm is None:
             return
@@ -103,7 +108,22 @@ class Driver:
             self._first_exec = False
             self._on_mark(FIRST_PROCESS)
         name = comm.split(b"\0", 1)[0].decode(errors="backslashreplace")
-        self._on_exec((session.register("cr3") & _CR3_TABLE) >> 12, int.from_bytes(pid, "little", signed=True), name)
+        argv = commandline.arguments(session.read, session.register("rsp"), symbols.bits // 8)
+        self._on_exec(self._root(symbols), int.from_bytes(pid, "little", signed=True), name, argv)
+
+    def _root(self, symbols: Symbols) -> int:
+        """The physical address of the top table in force: in PAE mode one of 32 bytes, of which a frame holds several."""
+        pae = symbols.bits == 32 and self._session.register("cr4") & CR4_PAE
+        return self._session.register("cr3") & (_CR3_PDPT if pae else _CR3_TABLE)
+
+    def _current_task(self, symbols: Symbols) -> int | None:
+        """The address of the running task's structure: a per-CPU variable, which amd64 addresses from 0, i386 within the kernel."""
+        if symbols.bits == 64:
+            variable = self._session.register("gs_base") + symbols.addresses[_CURRENT]
+        else:
+            variable = self._session.register("fs_base") + symbols.addresses[_CURRENT] + (self.slide or 0)
+        current = self._session.read(variable & (1 << symbols.bits) - 1, symbols.bits // 8)
+        return None if current is None else int.from_bytes(current, "little")
 
 
 def check_symbols(symbols: Symbols | None, names: Sequence[str]) -> None:

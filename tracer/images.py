@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import shutil
 import subprocess
@@ -16,7 +17,8 @@ from tracer import resources
 from tracer.apt import Apt
 from tracer.symbols import sha256
 
-#: What init does: processes one after the other, each a fork and an exec; then the machine goes off.
+#: What init does: processes one after the other, each a fork and an exec; then the machine goes off. It prints the command lines of
+#: some of them, and the process ids that they had, so that the names in a trace can be held against something.
 _INIT = """\
 #!/bin/busybox sh
 echo shadowtrace: init
@@ -24,6 +26,11 @@ i=0
 while [ $i -lt {processes} ]; do
     /bin/busybox true
     i=$((i + 1))
+done
+for words in "ls -l /bin" "cat /init" "wc -c /init"; do
+    /bin/busybox $words > /dev/null &
+    wait $!
+    echo "shadowtrace: process $!: busybox $words"
 done
 echo shadowtrace: $i processes
 /bin/busybox poweroff -f
@@ -74,7 +81,11 @@ def fetch(name: str, arch: str, sources: Mapping[str, Source]) -> Images:
 def _recipe(sources: Mapping[str, Source]) -> dict[str, list[str]]:
     """What the images are made from, to tell whether those in the cache are still right."""
     return {
-        name: [source.package, source.path, str(source.processes), sha256(source.assembly) if source.assembly else ""]
+        name: [
+            *(source.package, source.path, str(source.processes), sha256(source.assembly) if source.assembly else ""),
+            # What init is, and the files around it.
+            *([hashlib.sha256(initramfs(b"", source.processes)).hexdigest()] if source.processes is not None else []),
+        ]
         for name, source in sorted(sources.items())
     }
 
@@ -137,6 +148,7 @@ def initramfs(busybox: bytes, processes: int) -> bytes:
     files = (
         ("dev", 0o40755, b"", (0, 0)),
         ("dev/console", 0o20600, b"", (5, 1)),
+        ("dev/null", 0o20666, b"", (1, 3)),
         ("proc", 0o40755, b"", (0, 0)),
         ("bin", 0o40755, b"", (0, 0)),
         ("bin/busybox", 0o100755, busybox, (0, 0)),

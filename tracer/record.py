@@ -384,8 +384,10 @@ class _Recording:
             self.machine.record_every_access()
         self.ingest.add("mark", seq=self.machine.control().events, name=name, vcpu=0)
 
-    def _exec(self, root_gfn: int, pid: int, comm: str) -> None:
-        self.ingest.add("address_space", seq=self.machine.control().events, root_gfn=root_gfn, pid=pid, comm=comm)
+    def _exec(self, root: int, pid: int, comm: str, argv: list[str] | None) -> None:
+        seq = self.machine.control().events
+        words = None if argv is None else json.dumps(argv)
+        self.ingest.add("address_space", seq=seq, root_gfn=root >> 12, root=root, pid=pid, comm=comm, argv=words)
 
 
 def _losses(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A kernel's symbols and the layout of its task structure, from the image as it is shipped.
 
-The image is unpacked, ``vmlinux-to-elf`` (an external command) recovers kallsyms into an ELF, pyelftools reads that. The
+The image is unpacked, ``vmlinux-to-elf`` (an external command) recovers kallsyms into an ELF, pyelftools reads that; what kallsyms
+and BTF do not say, as on i386, the kernel's data does. The
 result is kept, keyed by the image's digest: it takes some 10 seconds the first time.
 """
 
@@ -22,9 +23,9 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from tracer import btf, kernelimage, resources
+from tracer import btf, kerneldata, kernelimage, resources
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -110,19 +111,23 @@ def read_elf(path: Path) -> Symbols | None:
             if not isinstance(table, SymbolTableSection):
                 return None
             named = [symbol for symbol in table.iter_symbols() if symbol.name]
-            addresses = {symbol.name: int(symbol["st_value"]) for symbol in named}
+            addresses = {**kerneldata.exported(elf), **{symbol.name: int(symbol["st_value"]) for symbol in named}}
+            if kerneldata.LISTENERS not in addresses and (word := kerneldata.listeners(elf, addresses)) is not None:
+                addresses[kerneldata.LISTENERS] = word
             functions: dict[int, tuple[bool, str]] = {}
             for symbol in named:
                 if symbol["st_info"]["type"] == "STT_FUNC":
                     rank = (symbol["st_info"]["bind"] == "STB_LOCAL", symbol.name)
                     functions[symbol["st_value"]] = min(rank, functions.get(symbol["st_value"], rank))
             section = elf.get_section_by_name(".BTF")
-            task = btf.member_offsets(section.data(), "task_struct") if section is not None else {}
+            known = btf.member_offsets(section.data(), "task_struct") if section is not None else {}
+            if not known:
+                known = kerneldata.task_offsets(elf, addresses)
     except (ELFError, ValueError, OSError):
         return None
     return Symbols(
         elf.elfclass,
         addresses,
-        {name: task[name] for name in ("pid", "tgid", "comm") if name in task},
+        {name: known[name] for name in ("pid", "tgid", "comm") if name in known},
         [(address, name) for address, (_, name) in sorted(functions.items())],
     )
