@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from analyzer.reports.text import columns
+from analyzer.reports.text import columns, size
 from tracer import guest
 
 
@@ -12,12 +12,15 @@ from tracer import guest
 def command() -> None:
     """List the guests that can be recorded by name.
 
+    With each: about how long a boot takes, recorded on an idle machine; how large its files are, once they have been fetched; the
+    paging modes it shows.
+
     \b
     Example:
       shadowtrace guests
     """
-    rows = [("guest", "paging", "boot", "what it is")]
+    rows = [("guest", "paging", "boot", "size", "what it is")]
     for name in guest.names():
         recipe = guest.load(name)
-        rows.append((name, recipe.mode, f"{recipe.seconds} s", recipe.title))
-    click.echo(columns(rows))
+        rows.append((name, recipe.mode, f"{recipe.seconds} s", size(recipe.bytes()), recipe.title))
+    click.echo(columns(rows, left=2))

@@ -113,7 +113,8 @@ def command(
     click.echo(f"recording into {output}; Ctrl-C ends it and seals the file", err=True)
     with recording_line() as progress:
         outcome = record(request, progress)
-    click.echo(recorded.text(str(output), outcome.ended, outcome.detail, outcome.events, outcome.lost, outcome.verdict))
+    shown = (outcome.ended, outcome.detail, outcome.events, outcome.lost, outcome.verdict, named or "", outcome.not_shown)
+    click.echo(recorded.text(str(output), *shown))
     if outcome.ended == "interrupted":
         return EXIT_INTERRUPTED
     if outcome.ended == "crash":

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import UsageError
-from tracer import resources
+from tracer import images, resources
+from tracer.expect import Expectation
 from tracer.images import Images, Source, fetch
 
 
@@ -32,10 +33,16 @@ class Guest:
     """Where each of its files comes from, by the name that the arguments use."""
     options: tuple[str, ...]
     """QEMU's arguments, with ``{name}`` where a file's path goes."""
+    expect: Expectation
+    """What it must show."""
 
     def images(self) -> Images:
         """Its files, fetched and built if need be; raises ``ShadowtraceError`` where that fails."""
         return fetch(self.name, self.arch, self.sources)
+
+    def bytes(self) -> int | None:
+        """How large its files are; ``None`` where they have not been fetched."""
+        return images.size(self.name)
 
     def arguments(self, images: Images) -> list[str]:
         """QEMU's arguments, with a serial console on its standard output."""
@@ -65,6 +72,7 @@ def load(name: str) -> Guest:
         arch=recipe.get("arch", "amd64"),
         sources={file: _source(folder, source) for file, source in recipe["files"].items()},
         options=tuple(recipe["arguments"]),
+        expect=Expectation.of(recipe["expect"]),
     )
 
 
@@ -74,4 +82,5 @@ def _source(folder: Path, recipe: dict[str, Any]) -> Source:
         path=recipe.get("path", ""),
         processes=recipe.get("processes"),
         assembly=folder / recipe["assembly"] if "assembly" in recipe else None,
+        program=folder / recipe["program"] if "program" in recipe else None,
     )

@@ -47,6 +47,9 @@ class Source:
     processes: int | None = None
     """For an initramfs: processes that init starts, one after the other, before it powers off."""
     assembly: Path | None = None
+    """A BIOS of our own."""
+    program: Path | None = None
+    """A static 32-bit program of our own, in assembly."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,20 @@ def _recipe(sources: Mapping[str, Source]) -> dict[str, list[str]]:
     return {
         name: [
             *(source.package, source.path, str(source.processes), sha256(source.assembly) if source.assembly else ""),
+            *([sha256(source.program)] if source.program else []),
             # What init is, and the files around it.
             *([hashlib.sha256(initramfs(b"", source.processes)).hexdigest()] if source.processes is not None else []),
         ]
         for name, source in sorted(sources.items())
     }
+
+
+def size(name: str) -> int | None:
+    """Bytes of a guest's files in the cache; ``None`` where they have not been fetched."""
+    folder = resources.cache("guests") / name
+    if not (folder / "manifest.json").is_file():
+        return None
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _kept(folder: Path, recipe: dict[str, list[str]]) -> Images | None:
@@ -110,6 +122,9 @@ def _make(made: Path, work: Path, arch: str, sources: Mapping[str, Source]) -> s
         if source.assembly is not None:
             assemble(source.assembly, made / name)
             continue
+        if source.program is not None:
+            link(source.program, made / name)
+            continue
         if apt is None:
             raise ShadowtraceError(f"the guest's file {name} comes from nowhere", "its recipe is wrong")
         package = apt.versioned(source.package)
@@ -131,16 +146,22 @@ def assemble(source: Path, target: Path) -> None:
     """Make a flat binary of an assembly source: a BIOS of 64 KiB, for address 0xf0000. Raises ``ShadowtraceError`` with what the assembler said."""
     with tempfile.TemporaryDirectory() as folder:
         elf = Path(folder) / "guest.elf"
-        for command in (
-            ("cc", "-m32", "-nostdlib", "-static", "-no-pie", "-Wl,-Ttext=0xf0000,--build-id=none", "-o", str(elf), str(source)),
-            ("objcopy", "-O", "binary", "-j", ".text", str(elf), str(target)),
-        ):
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-            except FileNotFoundError as error:
-                raise ShadowtraceError(f"there is no {command[0]}", "apt-get install gcc") from error
-            if done.returncode:
-                raise ShadowtraceError(f"{source.name} does not assemble: {done.stderr.strip()[-1000:]}", "is gcc complete?")
+        link(source, elf, "-Wl,-Ttext=0xf0000")
+        _run("objcopy", "-O", "binary", "-j", ".text", str(elf), str(target), source=source)
+
+
+def link(source: Path, target: Path, *options: str) -> None:
+    """Make a static 32-bit ELF file of an assembly source. Raises ``ShadowtraceError`` with what the assembler said."""
+    _run("cc", "-m32", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", *options, "-o", str(target), str(source), source=source)
+
+
+def _run(*command: str, source: Path) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise ShadowtraceError(f"there is no {command[0]}", "apt-get install gcc") from error
+    if done.returncode:
+        raise ShadowtraceError(f"{source.name} does not assemble: {done.stderr.strip()[-1000:]}", "is gcc complete?")
 
 
 def initramfs(busybox: bytes, processes: int) -> bytes:

@@ -9,7 +9,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from db.trace import TraceReader, TraceWriter
 from tracer import gdb, plugin, qemu, symbols
 from tracer.check import check_machine
 from tracer.driver import FIRST_PROCESS, Driver, check_symbols
+from tracer.expect import not_shown
 from tracer.guest import Guest
 from tracer.ingest import Ingest
 from tracer.qemu import Capture, Machine
@@ -82,6 +83,8 @@ class Outcome:
     events: int
     lost: int
     verdict: Verdict | None
+    not_shown: Sequence[str] = ()
+    """What the guest must show by its recipe and did not, in sentences."""
 
 
 def record(request: Request, progress: Callable[[Status], None] | None = None) -> Outcome:
@@ -118,11 +121,24 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
         try:
             with Machine(program, arguments, request.capture, object_path) as machine:
                 writer.describe(qemu_argv=json.dumps(machine.argv), plugin_api=machine.control().api)
-                return _Recording(request, writer, machine, known).run(progress)
+                outcome = _Recording(request, writer, machine, known).run(progress)
         except ShadowtraceError:
             if writer.events == 0:
                 request.output.unlink(missing_ok=True)
             raise
+
+    return replace(outcome, not_shown=_not_shown(request, outcome))
+
+
+def _not_shown(request: Request, outcome: Outcome) -> Sequence[str]:
+    """Only of a guest that we ship, and that nobody ended before its time."""
+    recipe = request.guest
+    if recipe is None or request.until is not None or request.events is not None or request.seconds != recipe.limit:
+        return ()
+    if outcome.ended == "interrupted":
+        return ()
+    with TraceReader(request.output, live=True) as trace:
+        return not_shown(recipe.expect, trace)
 
 
 def _what(request: Request) -> tuple[list[str], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from analyzer.reports.text import printable
@@ -29,10 +30,13 @@ def check_line(entries: int, missing: int, different: int, leaves: int | None, l
     return text
 
 
-def text(path: str, ended: str, detail: str, events: int, lost: int, check: Check | None) -> str:
-    """A few lines: where it is, how it ended, what it holds, whether it is right."""
+def text(
+    path: str, ended: str, detail: str, events: int, lost: int, check: Check | None, guest: str = "", not_shown: Sequence[str] = ()
+) -> str:
+    """A few lines: where it is, how it ended, what it holds, whether it is right, and what of a known guest is not in it."""
     lines = [f"{path}: {events:,} events, {lost:,} lost; {ended}: {printable(detail)}"]
     if check is not None:
         lines.append(check_line(check.entries, check.missing, check.different, check.leaves, check.leaves_different))
         lines += [f"  {printable(line)}" for line in check.details]
+    lines += [f"{guest} did not show what it must: {printable(sentence)}" for sentence in not_shown]
     return "\n".join(lines)

@@ -17,6 +17,15 @@ def number(value: int) -> str:
     return f"{value:,}" if value else "·"
 
 
+def size(count: int | None) -> str:
+    """Bytes in the largest unit that leaves a number of 1 or more; a dot where it is not known."""
+    if count is None:
+        return "·"
+    if count < 1 << 10:
+        return f"{count} B"
+    return f"{count / (1 << 10):.0f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.1f} MiB"
+
+
 def share(part: int, whole: int) -> str:
     """A percentage with one digit; below a tenth it is `<0.1`, none is a dot."""
     if not whole or not part:

@@ -13,6 +13,7 @@ from db.event import ACCESS_FAULT, ACCESS_USER, ACCESS_WRITE, Event, Kind, unpac
 from db.rebuild import Rebuilt, compare, rebuild
 from db.trace import TraceReader
 from tests.conftest import Boot
+from tests.tracer import names
 from x86.registers import CR0_PG
 
 pytestmark = pytest.mark.boot
@@ -85,6 +86,14 @@ def test_address_spaces_have_the_names_of_what_ran_in_them(boot: Boot) -> None:
     assert {space["root_gfn"] for space in spaces} <= roots
     pids = [space["pid"] for space in spaces]
     assert pids == sorted(pids)
+
+
+def test_names_are_what_the_guest_printed(boot: Boot) -> None:
+    assert boot.outcome.not_shown == []
+    with TraceReader(boot.trace) as trace:
+        names.check(trace)
+        roots = {event.addr & ~0xFFF for event in trace.events((Kind.CR3,))}
+        assert {space["root"] for space in trace.rows("address_space")} <= roots
 
 
 def test_the_console_is_kept(boot: Boot) -> None:

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from analyzer.reports.recorded import text
 from db.event import ACCESS_FAULT, WRITE_SIZE, Kind
 from db.trace import TraceReader
 from db.verify import verify
 from tests.conftest import Cli
+from tests.tracer import names
 from tracer import guest, resources
+from tracer.expect import Expectation
 from tracer.record import Outcome, Request, record
-from x86.registers import Mode, paging_mode
 
 pytestmark = pytest.mark.boot
 
-#: The paging modes that each guest must have shown. Two guests are recorded by other tests.
-MODES = {
-    "686": {Mode.TWO_LEVEL},
-    "686-pae": {Mode.PAE},
-    "amd64": {Mode.LONG},
-    "amd64-la57": {Mode.LONG, Mode.LA57},
-    "bare": {Mode.TWO_LEVEL, Mode.PAE, Mode.LONG},
-    "cloud-amd64-pti": {Mode.LONG},
-    "cloud-amd64-uefi": {Mode.LONG},
-    "gnumach": {Mode.TWO_LEVEL},
-    "memtest86": {Mode.LONG},
-}
+#: Two guests are recorded by other tests.
 ELSEWHERE = {"cloud-amd64", "cloud-amd64-smp"}
+HERE = sorted(set(guest.names()) - ELSEWHERE)
 
 
 def recorded(name: str, folder: Path, *arguments: str, program: str | None = None) -> tuple[Path, Outcome]:
@@ -38,31 +32,65 @@ def recorded(name: str, folder: Path, *arguments: str, program: str | None = Non
     return trace, record(Request(trace, recipe, arguments, program, seconds=recipe.limit, version="test"))
 
 
-def test_every_guest_is_recorded_somewhere() -> None:
-    assert set(MODES) | ELSEWHERE == set(guest.names())
-
-
-@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize("name", HERE)
 def test_a_guest_s_tables_are_rebuilt_and_its_trace_verified(name: str, tmp_path: Path, cli: Cli) -> None:
     trace, outcome = recorded(name, tmp_path)
-    assert outcome.ended in ("poweroff", "exit") or (outcome.ended == "for" and guest.load(name).limit)
+    expect = guest.load(name).expect
+    assert outcome.not_shown == []
+    assert outcome.ended == expect.ended
     assert outcome.lost == 0
     verdict = outcome.verdict
     assert verdict is not None
     assert verdict.details == []
     assert (verdict.missing, verdict.different, verdict.leaves_different or 0) == (0, 0, 0)
-    seen = set()
     with TraceReader(trace) as opened:
         assert [finding.check.name for finding in verify(opened) if finding.failures] == []
-        for event in opened.events((Kind.REGS,)):
-            assert isinstance(event.extra, tuple)
-            cr0, cr4, efer = (value or 0 for value in event.extra)
-            seen.add(paging_mode(cr0, cr4, efer))
-    assert seen >= MODES[name]
-    if Mode.LA57 in seen:
+        if expect.names:
+            names.check(opened)
+    if "LA57" in expect.modes:
         refused = cli("report", trace)
         assert refused.returncode == 2
         assert "models stop at four levels" in refused.stderr
+
+
+def test_every_recipe_says_what_its_guest_must_show() -> None:
+    for name in guest.names():
+        expect = guest.load(name).expect
+        assert expect.modes, name
+        assert expect.cr3 > 0, name
+        assert expect.stores > 0, name
+
+
+def test_what_a_guest_did_not_show_is_said_and_fails_nothing(tmp_path: Path) -> None:
+    recipe = guest.load("bare")
+    wrong = Expectation("poweroff", ("PAE", "LA57"), ("hello",), ("init",), cr3=8, stores=20, faults=3, invlpg=4, quadrants=5)
+    outcome = record(Request(tmp_path / "bare.db", replace(recipe, expect=wrong), seconds=recipe.limit, version="test"))
+    assert list(outcome.not_shown) == [
+        "it ends with 'poweroff', not with 'exit'",
+        "it turns on LA57 paging",
+        "it prints 'hello'",
+        "it runs 'init' in an address space of that name",
+        "it gives 8 cr3 loads or more, not 7",
+        "it gives 4 INVLPGs or more, not 3",
+        "it gives 3 guest page faults or more, not 2",
+        "it gives 5 quadrants or more, not 2",
+    ]
+    shown = text("bare.db", "exit", "", 1, 0, None, "bare", outcome.not_shown)
+    assert "bare did not show what it must: it prints 'hello'" in shown.splitlines()
+
+
+def test_a_guest_that_was_ended_early_owes_nothing(tmp_path: Path) -> None:
+    outcome = record(Request(tmp_path / "short.db", guest.load("cloud-amd64"), events=1000, version="test"))
+    assert (outcome.ended, list(outcome.not_shown)) == ("events", [])
+
+
+def test_the_list_of_guests_has_size_mode_and_time(cli: Cli) -> None:
+    guest.load("bare").images()
+    done = cli("guests")
+    head, *rows = done.stdout.splitlines()
+    assert head.split() == ["guest", "paging", "boot", "size", "what", "it", "is"]
+    assert [row.split()[0] for row in rows] == guest.names()
+    assert re.search(r"^bare +two-level, PAE, 4-level +1 s +64 KiB  bare metal", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("stock", [True, False], ids=["stock QEMU", "QEMU of backports"])

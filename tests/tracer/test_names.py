@@ -1,0 +1,104 @@
+"""Names without BTF: what the kernel's own data tells, and command lines off a stack."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracer import commandline, guest, kerneldata, kernelimage, symbols
+
+
+class Memory:
+    """Guest memory of a few mapped pages."""
+
+    def __init__(self) -> None:
+        self.pages: dict[int, bytearray] = {}
+
+    def write(self, address: int, data: bytes) -> None:
+        for at, byte in enumerate(data, address):
+            self.pages.setdefault(at >> 12, bytearray(4096))[at & 4095] = byte
+
+    def read(self, address: int, size: int) -> bytes | None:
+        pages = [self.pages.get(page) for page in range(address >> 12, (address + size - 1 >> 12) + 1)]
+        if size <= 0 or any(page is None for page in pages):
+            return None
+        whole = b"".join(bytes(page) for page in pages if page is not None)
+        return whole[address & 4095 :][:size]
+
+
+def after_an_exec(word: int, arguments: list[bytes], environment: list[bytes] | None = None) -> tuple[Memory, int]:
+    """Memory as Linux leaves it, and the kernel's stack pointer. User stacks end at a page's end, with nothing mapped above."""
+    memory, size = Memory(), "I" if word == 4 else "Q"
+    end = 0xBFFF_F000 if word == 4 else 0x7FFF_FFFF_F000
+    strings = b"\0".join([*arguments, *(environment or [b"HOME=/", b"TERM=linux"]), b"/bin/program", b""]) + bytes(word)
+    start = end - len(strings)
+    memory.write(start, strings)
+    pointers, at = [], start
+    for argument in arguments:
+        pointers.append(at)
+        at += len(argument) + 1
+    sp = start - 0x200 & -16
+    memory.write(sp, struct.pack(f"<{len(pointers) + 2}{size}", len(pointers), *pointers, 0))
+    stack, stack_bytes = (0xC123_4000, 8192) if word == 4 else (0xFFFF_C900_0000_8000, 16384)
+    for page in range(stack, stack + stack_bytes, 4096):
+        memory.write(page, b"\0")
+    registers = struct.pack(f"<5{size}", 0x1234_0000, 0x73, 0x202, sp, 0x7B)
+    above = b"" if word == 8 else bytes(8)
+    memory.write(stack + stack_bytes - len(registers) - len(above), registers + above)
+    return memory, stack + 0x1234
+
+
+@pytest.mark.parametrize("word", [4, 8])
+def test_arguments_are_read_off_the_stack(word: int) -> None:
+    memory, sp = after_an_exec(word, [b"busybox", b"ls", b"", b"\x1b[31m\xff"])
+    assert commandline.arguments(memory.read, sp, word) == ["busybox", "ls", "", "\x1b[31m\\xff"]
+
+
+@pytest.mark.parametrize("word", [4, 8])
+def test_megabytes_of_arguments_are_cut(word: int) -> None:
+    memory, sp = after_an_exec(word, [b"x" * 1000] * 8)
+    found = commandline.arguments(memory.read, sp, word)
+    assert found is not None
+    assert [len(argument) for argument in found] == [1000, 1000, 46]
+    memory, sp = after_an_exec(word, [b"a"] * 65)
+    assert commandline.arguments(memory.read, sp, word) is None
+
+
+@pytest.mark.parametrize("word", [4, 8])
+def test_no_arguments_where_nothing_is_mapped(word: int) -> None:
+    assert commandline.arguments(Memory().read, 0xC000_0000, word) is None
+
+
+@given(st.binary(min_size=96, max_size=96), st.binary(min_size=64, max_size=64))
+def test_a_hostile_stack_is_only_refused(saved: bytes, user: bytes) -> None:
+    memory = Memory()
+    memory.write(0xC000_1FA0, saved)
+    memory.write(0x1000, user)
+    memory.write(0xC000_1FF0, struct.pack("<I", 0x1000))
+    found = commandline.arguments(memory.read, 0xC000_0800, 4)
+    assert found is None or len(found) <= 64
+
+
+@pytest.mark.boot
+def test_init_task_tells_what_btf_tells(tmp_path: Path) -> None:
+    """On amd64 both are there: offsets found in the idle task's contents are those of the type information."""
+    kernel = guest.load("cloud-amd64").images().paths["kernel"]
+    (tmp_path / "vmlinux.bin").write_bytes(kernelimage.unpack(kernel.read_bytes()))
+    program = symbols.command()
+    assert program is not None
+    subprocess.run([program, tmp_path / "vmlinux.bin", tmp_path / "vmlinux"], check=True, capture_output=True)
+    known = symbols.read_elf(tmp_path / "vmlinux")
+    assert known is not None
+    with (tmp_path / "vmlinux").open("rb") as file:
+        elf = ELFFile(file)
+        assert kerneldata.task_offsets(elf, known.addresses) == known.task
+        assert kerneldata.task_offsets(elf, {**known.addresses, "init_task": known.addresses["_text"]}) == {}
+        exported = kerneldata.exported(elf)
+    assert len(exported) > 5000
+    assert {name: known.addresses[name] for name in exported if name in known.addresses} == exported

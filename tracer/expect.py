@@ -1,0 +1,85 @@
+"""What a guest must show when it is recorded, and what of it a recording does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sqlalchemy import func, select
+
+from db.event import ACCESS_FAULT, Kind
+from db.trace import TraceReader
+from x86.registers import CR0_PG, paging_mode
+
+_QUADRANT_SHIFT = 30
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The ``[expect]`` table of a guest's recipe: numbers are the least there must be."""
+
+    ended: str
+    """How the recording ends."""
+    modes: tuple[str, ...]
+    """Paging modes that are turned on, by their labels."""
+    console: tuple[str, ...] = ()
+    """Lines, or parts of lines, that the guest prints."""
+    names: tuple[str, ...] = ()
+    """Programs that have address spaces."""
+    cr3: int = 0
+    stores: int = 0
+    faults: int = 0
+    """Guest page faults."""
+    invlpg: int = 0
+    quadrants: int = 0
+    """Quarters of the 4 GiB of virtual addresses that are touched with paging on."""
+
+    @classmethod
+    def of(cls, table: dict[str, Any]) -> Self:
+        """An expectation from TOML; ``TypeError`` where a key is not known."""
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+        return cls(**values)
+
+
+def not_shown(expect: Expectation, trace: TraceReader) -> list[str]:
+    """A sentence for everything that a trace lacks, in a fixed order; empty where the guest did what it must."""
+    return [*_texts(expect, trace), *_numbers(expect, trace)]
+
+
+def _texts(expect: Expectation, trace: TraceReader) -> Iterator[str]:
+    ended = trace.recording["ended"]
+    if ended is not None and ended != expect.ended:
+        yield f"it ends with {expect.ended!r}, not with {ended!r}"
+    seen = {paging_mode(*(value or 0 for value in event.extra or ())).label for event in trace.events((Kind.REGS,))}
+    for mode in expect.modes:
+        if mode not in seen:
+            yield f"it turns on {mode} paging"
+    lines = [row["line"] for row in trace.rows("console")]
+    for text in expect.console:
+        if not any(text in line for line in lines):
+            yield f"it prints {text!r}"
+    names = {row["comm"] for row in trace.rows("address_space")}
+    for name in expect.names:
+        if name not in names:
+            yield f"it runs {name!r} in an address space of that name"
+
+
+def _numbers(expect: Expectation, trace: TraceReader) -> Iterator[str]:
+    event = trace.table("event").c
+    counts = {kind: trace.query(select(func.count()).where(event.kind == int(kind))).scalar() or 0 for kind in Kind}
+    wanted = [
+        ("cr3 loads", expect.cr3, counts[Kind.CR3]),
+        ("stores to tables", expect.stores, counts[Kind.WRITE]),
+        ("INVLPGs", expect.invlpg, counts[Kind.INVLPG]),
+    ]
+    if trace.recording["touch"] != "none":
+        accesses = event.kind == int(Kind.ACCESS)
+        faults = trace.query(select(func.count()).where(accesses, event.flags.op("&")(ACCESS_FAULT) != 0)).scalar() or 0
+        registers = trace.table("mode_registers").c
+        paging = select(func.min(registers.seq)).where(registers.cr0.op("&")(CR0_PG) != 0).scalar_subquery()
+        quarters = select(func.count(func.distinct(event.addr.op(">>")(_QUADRANT_SHIFT)))).where(accesses, event.seq > paging)
+        wanted += [("guest page faults", expect.faults, faults), ("quadrants", expect.quadrants, trace.query(quarters).scalar() or 0)]
+    for what, least, count in wanted:
+        if count < least:
+            yield f"it gives {least:,} {what} or more, not {count:,}"
