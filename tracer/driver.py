@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from db.errors import UsageError
 from tracer import commandline
 from tracer.gdb import Session, Stop
-from tracer.kerneldata import AT_EXEC, LISTENERS
+from tracer.kerneldata import AT_EXEC, CURRENT, LISTENERS
 from tracer.symbols import Symbols
 from x86.registers import CR4_PAE
 
-#: Read at every fork, exec and exit by drivers/connector/cn_proc.c: a watchpoint there sees each without a breakpoint.
-_PROCESS_EVENTS = LISTENERS
+#: A read of ``LISTENERS`` in so many bytes of ``AT_EXEC`` is an exec.
 _AT_EXEC_BYTES = 0x60
 _COMM_BYTES = 16
-_CURRENT = "current_task"
 
 #: The mark of the first program that is executed.
 FIRST_PROCESS = "first user process"
@@ -53,9 +51,12 @@ class Driver:
         self._first_exec = True
 
     def arm(self) -> None:
-        """At the reset vector: mark it, and catch the kernel wherever it will have been moved to."""
+        """At the reset vector: mark it, and catch Linux wherever it will have been moved to, or marks where another kernel is linked."""
         self._on_mark("reset")
         if self._symbols is None:
+            return
+        if self._symbols.first_c_function is None:
+            self._arm_marks(self._symbols)
             return
         entry = self._symbols.addresses[self._symbols.first_c_function]
         for slide in self._symbols.slides():
@@ -80,11 +81,14 @@ class Driver:
         self._session.delete(list(self._slots))
         self._slots.clear()
         self._on_mark("kernel entry")
+        self._arm_marks(symbols)
+        if symbols.names_programs:
+            self._watch = self._session.watch_reads(symbols.addresses[LISTENERS] + slide)
+
+    def _arm_marks(self, symbols: Symbols) -> None:
         for name in self._wanted:
             if name in symbols.addresses:
-                self._marks[self._session.insert_breakpoint(symbols.addresses[name] + slide)] = name
-        if {_PROCESS_EVENTS, AT_EXEC, _CURRENT} <= set(symbols.addresses) and {"pid", "comm"} <= set(symbols.task):
-            self._watch = self._session.watch_reads(symbols.addresses[_PROCESS_EVENTS] + slide)
+                self._marks[self._session.insert_breakpoint(symbols.addresses[name] + self._slide)] = name
 
     def _reached(self, number: int) -> bool:
         name = self._marks.pop(number)
@@ -119,9 +123,9 @@ class Driver:
     def _current_task(self, symbols: Symbols) -> int | None:
         """The address of the running task's structure: a per-CPU variable, which amd64 addresses from 0, i386 within the kernel."""
         if symbols.bits == 64:
-            variable = self._session.register("gs_base") + symbols.addresses[_CURRENT]
+            variable = self._session.register("gs_base") + symbols.addresses[CURRENT]
         else:
-            variable = self._session.register("fs_base") + symbols.addresses[_CURRENT] + (self.slide or 0)
+            variable = self._session.register("fs_base") + symbols.addresses[CURRENT] + (self.slide or 0)
         current = self._session.read(variable & (1 << symbols.bits) - 1, symbols.bits // 8)
         return None if current is None else int.from_bytes(current, "little")
 

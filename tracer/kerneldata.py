@@ -20,10 +20,14 @@ _KSYMTAB_ENTRY = struct.Struct("<iii")
 _TASK_BYTES = 8192
 _IDLE_COMM = b"swapper\0"
 
-#: The word that is read at every fork, exec and exit, and the function that reads it at an exec.
+#: The word that drivers/connector/cn_proc.c reads at every fork, exec and exit, so that a watchpoint sees each without a breakpoint;
+#: and the function that reads it at an exec.
 LISTENERS = "proc_event_num_listeners"
 AT_EXEC = "proc_exec_connector"
 _EXEC_BYTES = 96
+
+#: The running task, a per-CPU variable.
+CURRENT = "current_task"
 
 #: A load or a comparison of a word at a fixed 32-bit address; with an fs prefix it is a per-CPU variable, which is not meant.
 _FIXED_WORD = re.compile(rb"(?<!\x64)(?:\xa1|\x8b[\x05\x0d\x15\x1d\x2d\x35\x3d]|\x83\x3d)(....)", re.DOTALL)

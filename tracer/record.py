@@ -396,7 +396,8 @@ class _Recording:
         self.writer.add("loss", id=number, vcpu=0, seq=self.writer.events, count=count, cause=cause)
 
     def _mark(self, name: str) -> None:
-        if self.request.every_access and name == ("reset" if self.symbols is None else FIRST_PROCESS):
+        named = self.symbols is not None and self.symbols.names_programs
+        if self.request.every_access and name == (FIRST_PROCESS if named else "reset"):
             self.machine.record_every_access()
         self.ingest.add("mark", seq=self.machine.control().events, name=name, vcpu=0)
 

@@ -39,9 +39,15 @@ class Symbols:
     """Every function's link-time address and name, in order; one name where an address has several."""
 
     @property
-    def first_c_function(self) -> str:
-        """The function that the kernel's assembly enters first."""
-        return "x86_64_start_kernel" if self.bits == 64 else "i386_start_kernel"
+    def first_c_function(self) -> str | None:
+        """The function that Linux's assembly enters first; ``None`` for any other kernel."""
+        name = "x86_64_start_kernel" if self.bits == 64 else "i386_start_kernel"
+        return name if name in self.addresses else None
+
+    @property
+    def names_programs(self) -> bool:
+        """Whether programs can be seen to be executed, and named."""
+        return {kerneldata.LISTENERS, kerneldata.AT_EXEC, kerneldata.CURRENT} <= set(self.addresses) and {"pid", "comm"} <= set(self.task)
 
     def slides(self) -> list[int]:
         """Every distance by which the kernel may have been moved: KASLR's slots of 2 MiB (amd64) or 16 MiB (i386)."""
@@ -76,7 +82,13 @@ def command() -> str | None:
 
 
 def load(kernel: Path) -> Symbols | None:
-    """The symbols of a kernel image; ``None`` where they cannot be recovered, which costs names and nothing else."""
+    """The symbols of a kernel image; ``None`` where they cannot be recovered, which costs names and nothing else.
+
+    An ELF file that has a symbol table is read as it is.
+    """
+    own = read_elf(kernel)
+    if own is not None:
+        return own
     kept = resources.cache("symbols") / f"{sha256(kernel)}.json"
     if kept.exists():
         data = json.loads(kept.read_text())
