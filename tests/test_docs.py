@@ -6,7 +6,9 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ from analyzer.facts import facts
 from analyzer.mmu import Mmu
 from analyzer.model import parameters
 from analyzer.outcome import outcome
+from db.trace import TraceReader
 from tests.conftest import Boot, Cli
+from tracer import resources
+from tracer.apt import Apt
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -44,6 +49,8 @@ def test_every_fact_of_a_replay_is_defined() -> None:
     assert all(f"`{section}." in text for section in SECTIONS)
 
 
+_NETBOOT = "usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64"
+
 KVM_LOG = """\
 # tracer: nop
  vmm-9 [000] ...1. 1.000000: kvm_mmu_get_page: sp gen 0 gfn 120 l4 8-byte q0 wux nxe ad root 0 sync new
@@ -63,20 +70,88 @@ def test_there_are_commands_to_run() -> None:
     assert len(commands()) >= 10
 
 
+#: Files that the documentation's commands name: the package that each comes from, and where it is in there.
+PACKAGED = {
+    "grub-rescue-cdrom.iso": ("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso"),
+    "grub-rescue-floppy.img": ("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-floppy.img"),
+    "memtest86+x64.bin": ("memtest86+", "boot/memtest86+x64.bin"),
+    "memtest86+x64.iso": ("memtest86+", "usr/lib/memtest86+/memtest86+x64.iso"),
+    "linux": ("debian-installer-12-netboot-amd64", f"{_NETBOOT}/linux"),
+    "initrd.gz": ("debian-installer-12-netboot-amd64", f"{_NETBOOT}/initrd.gz"),
+}
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Callable[[str], Path]:
+    """Where a file of ``PACKAGED`` lies; its package is fetched the first time, into the cache."""
+
+    def find(name: str) -> Path:
+        package = PACKAGED[name][0]
+        kept = resources.cache("tests") / "packaged" / package
+        if not (kept / "done").exists():
+            shutil.rmtree(kept, ignore_errors=True)
+            unpacked = Apt(kept / "apt", "amd64").unpack(package)
+            for file, (other, inside) in PACKAGED.items():
+                if other == package:
+                    shutil.copy(unpacked / inside, kept / file)
+            shutil.rmtree(kept / "apt")
+            (kept / "done").touch()
+        return kept / name
+
+    return find
+
+
+def build_hello(folder: Path) -> None:
+    """The kernel of docs/your-own-os.md, by the commands there."""
+    text = (ROOT / "docs" / "your-own-os.md").read_text()
+    (source,) = re.findall(r"```asm\n(.*?)```", text, re.DOTALL)
+    (folder / "hello.S").write_text(source)
+    (commands,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    for command in commands.splitlines():
+        subprocess.run(shlex.split(command), cwd=folder, check=True)
+
+
+#: What commands that replay need to have been made by others before.
+MADE_BY = {
+    "shadowtrace report kvm.db": "import kvm.trace -o kvm.db",
+    "shadowtrace report hello.db": "record -o hello.db -- -kernel hello.elf -device isa-debug-exit,iobase=0xf4,iosize=1",
+}
+
+
 @pytest.mark.boot
 @pytest.mark.parametrize(("page", "command"), commands())
-def test_the_docs_commands_run(page: str, command: str, boot: Boot, cli: Cli, tmp_path: Path) -> None:
-    """In a folder with a recorded boot, ``boot.db``, events, ``events.jsonl``, and a live KVM's log, ``kvm.trace``."""
+def test_the_docs_commands_run(page: str, command: str, boot: Boot, cli: Cli, packaged: Callable[[str], Path], tmp_path: Path) -> None:
+    """In a folder with a recorded boot, ``boot.db``, events, ``events.jsonl``, a live KVM's log, ``kvm.trace``, and what is packaged."""
     (tmp_path / "boot.db").symlink_to(boot.trace)
     (tmp_path / "events.jsonl").write_text('{"ev":"cr3","value":"0x1000"}\n')
     (tmp_path / "kvm.trace").write_text(KVM_LOG)
     words = shlex.split(command)[1:]
-    if command == "shadowtrace report kvm.db":
-        assert cli("import", "kvm.trace", "-o", "kvm.db", cwd=tmp_path).returncode == 0
+    for name in PACKAGED:
+        if re.search(rf"(^|[ =]){re.escape(name)}($|[ ,])", command):
+            (tmp_path / name).symlink_to(packaged(name))
+    if page == "your-own-os.md" and "hello" in command + MADE_BY.get(command, ""):
+        build_hello(tmp_path)
+    if command in MADE_BY:
+        assert cli(*shlex.split(MADE_BY[command]), cwd=tmp_path).returncode == 0
     if "-o" in words and words[words.index("-o") + 1] == "boot.db":
         words[words.index("-o") + 1] = "new.db"
     done = cli(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    if words[0] == "record" and "--until" in words and words.index("--until") < words.index("--"):
+        assert "until: " in done.stdout
+
+
+@pytest.mark.boot
+def test_the_kernel_of_the_docs_does_what_they_say(cli: Cli, tmp_path: Path) -> None:
+    build_hello(tmp_path)
+    command = next(line for page, line in commands() if page == "your-own-os.md" and "--mark paging_on" in line)
+    assert cli(*shlex.split(command)[1:], cwd=tmp_path).returncode == 0
+    with TraceReader(tmp_path / "hello.db") as trace:
+        assert [row["name"] for row in trace.rows("mark")] == ["reset", "paging_on"]
+        assert [row["line"] for row in trace.rows("console")] == ["hello from 0xc0000000"]
+        assert trace.recording["ended"] == "exit"
+        (check,) = trace.rows("memory_check")
+    assert (check["entries"], check["missing"], check["different"]) == (2, 0, 0)
 
 
 def test_links_lead_somewhere() -> None:

@@ -88,7 +88,7 @@ class Driver:
     def _arm_marks(self, symbols: Symbols) -> None:
         for name in self._wanted:
             if name in symbols.addresses:
-                self._marks[self._session.insert_breakpoint(symbols.addresses[name] + self._slide)] = name
+                self._marks[self._session.insert_breakpoint(symbols.addresses[name] + (self.slide or 0))] = name
 
     def _reached(self, number: int) -> bool:
         name = self._marks.pop(number)
