@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from analyzer.audit import audit
 from analyzer.facts import Facts, facts
@@ -15,18 +18,26 @@ from analyzer.mmu import Mmu
 from analyzer.model import Parameters
 from analyzer.outcome import Outcome, outcome
 from db import kvmmmu
-from db.errors import TraceError, UsageError
+from db.columns import Columns, batches
+from db.errors import ShadowtraceError, TraceError, UsageError
 from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
 from db.trace import TraceReader, store_run
-from x86.registers import Mode, paging_mode
+from x86.registers import CR0_PG, CR4_LA57, EFER_LMA, Mode, paging_mode
+
+if TYPE_CHECKING:
+    from analyzer.kernel import Kernel
 
 #: Replayed events between two calls of a progress function.
 PROGRESS_EVENTS = 65536
 
 
+#: The implementations of the model: the readable one, which is the specification, and the compiled one.
+CORES = ("reference", "fast")
+
+
 @dataclass(frozen=True)
 class Run:
-    """A replay: which model with which parameters, by which version and core, and what came out."""
+    """A replay: which model with which parameters, by which version and core (and why that), and what came out."""
 
     model: str
     parameters: dict[str, Any]
@@ -35,33 +46,47 @@ class Run:
     events: int
     seconds: float
     facts: Facts
+    why: str = ""
+
+
+def choose_core(wanted: str | None, audit: bool = False) -> tuple[str, str]:
+    """The core that a replay runs on, and why. ``UsageError`` where the one that is wanted cannot run."""
+    if audit and wanted == "fast":
+        raise UsageError("the audit looks into the readable core, and the fast one was asked for", "leave out --core fast, or --audit")
+    if wanted == "reference" or audit:
+        return "reference", "--audit needs it" if audit else "asked for"
+    try:
+        import numba
+    except ImportError as error:
+        if wanted == "fast":
+            raise UsageError(f"the fast core cannot run here: {error}", "pip install 'shadowtrace[fast]'") from error
+        return "reference", f"the fast one cannot run: {error}"
+    return "fast", f"numba {numba.__version__}"
 
 
 def replay(
     trace: TraceReader, parameters: Parameters, progress: Callable[[int], None] | None = None, audit_every: int | None = None
 ) -> Mmu:
-    """Run every event of a trace through a fresh model and return it.
+    """Run every event of a trace through a fresh model of the readable core and return it.
 
     ``progress`` is called now and then with the number of events replayed; the model is audited after every
     ``audit_every`` events and at the end (``AuditError``). Raises ``UsageError`` where the parameters
     admit no run, and ``TraceError`` where the trace is damaged.
     """
     vcpus = trace.recording["vcpus"]
-    if trace.recording["source"] == kvmmmu.SOURCE:
-        raise UsageError(f"{trace.path} holds what a live KVM did, not events that could be replayed", "shadowtrace report shows it")
-    try:
+    with _usage_errors():
         mmu = Mmu(parameters, vcpus)
-    except ValueError as error:
-        raise UsageError(str(error), "shadowtrace replay --help lists the parameters") from error
     for number, event in enumerate(trace.events(), 1):
-        if event.vcpu >= vcpus:
-            raise UsageError(f"event {number} is of vCPU {event.vcpu}, but the trace says it has {vcpus}", "the trace is damaged")
-        if event.kind == Kind.REGS and not parameters.strict:
-            _refuse_five_levels(number, event)
+        if not 0 <= event.vcpu < vcpus:
+            raise _no_such_vcpu(number, event.vcpu, vcpus)
+        if event.kind == Kind.REGS and not parameters.strict and isinstance(event.extra, tuple):
+            cr0, cr4, efer = event.extra
+            if paging_mode(cr0 or 0, cr4 or 0, efer or 0) is Mode.LA57:
+                raise _five_levels(number)
         try:
             feed(mmu, event)
         except ValueError as error:
-            raise TraceError(f"{trace.path} is damaged: event {number}: {error}", "record it again") from error
+            raise _damaged(trace, number, str(error)) from error
         if progress is not None and number % PROGRESS_EVENTS == 0:
             progress(number)
         if audit_every and number % audit_every == 0:
@@ -71,13 +96,61 @@ def replay(
     return mmu
 
 
-def _refuse_five_levels(number: int, event: Event) -> None:
-    cr0, cr4, efer = event.extra if isinstance(event.extra, tuple) else (0, 0, 0)
-    if paging_mode(cr0 or 0, cr4 or 0, efer or 0) is Mode.LA57:
-        raise UsageError(
-            f"the guest turns on five-level paging (LA57) at event {number}: the models stop at four levels",
-            "record it on a CPU without la57: record GUEST -o FILE -- -cpu qemu64",
-        )
+def replay_fast(trace: TraceReader, parameters: Parameters, progress: Callable[[int], None] | None = None) -> Kernel:
+    """``replay`` on the fast core: the same errors, the same outcome."""
+    from analyzer.kernel import Kernel
+
+    with _usage_errors():
+        kernel = Kernel(parameters, trace.recording["vcpus"])
+    done = 0
+    for columns in batches(trace):
+        refuse(trace, columns, done, parameters.strict)
+        kernel.feed(columns)
+        done += len(columns.kind)
+        if progress is not None:
+            progress(done)
+    return kernel
+
+
+def refuse(trace: TraceReader, columns: Columns, before: int, strict: bool) -> None:
+    """Raise for the first event of a batch that no model takes, as ``replay`` does when it meets it; ``before`` events came earlier."""
+    vcpus = trace.recording["vcpus"]
+    errors: list[tuple[int, int, ShadowtraceError]] = []
+    for place in np.flatnonzero((columns.vcpu < 0) | (columns.vcpu >= vcpus))[:1].tolist():
+        errors.append((place, 0, _no_such_vcpu(before + place + 1, int(columns.vcpu[place]), vcpus)))
+    if not strict:
+        places = np.flatnonzero(columns.kind == Kind.REGS)
+        _, cr0, cr4, efer = columns.registers[columns.value[places]].T
+        five = (cr0 & CR0_PG != 0) & (cr4 & CR4_LA57 != 0) & (efer & EFER_LMA != 0)
+        errors += [(place, 1, _five_levels(before + place + 1)) for place in places[five][:1].tolist()]
+    if columns.damage is not None:
+        place, reason = columns.damage
+        errors.append((place, 2, _damaged(trace, before + place + 1, reason)))
+    if errors:
+        raise min(errors, key=lambda error: error[:2])[2]
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error), "shadowtrace replay --help lists the parameters") from error
+
+
+def _no_such_vcpu(number: int, vcpu: int, vcpus: int) -> UsageError:
+    return UsageError(f"event {number} is of vCPU {vcpu}, but the trace says it has {vcpus}", "the trace is damaged")
+
+
+def _five_levels(number: int) -> UsageError:
+    return UsageError(
+        f"the guest turns on five-level paging (LA57) at event {number}: the models stop at four levels",
+        "record it on a CPU without la57: record GUEST -o FILE -- -cpu qemu64",
+    )
+
+
+def _damaged(trace: TraceReader, number: int, reason: str) -> TraceError:
+    return TraceError(f"{trace.path} is damaged: event {number}: {reason}", "record it again")
 
 
 def feed(mmu: Mmu, event: Event) -> None:
@@ -104,12 +177,19 @@ def run(
     version: str,
     progress: Callable[[int], None] | None = None,
     audit_every: int | None = None,
+    core: str | None = None,
 ) -> tuple[Run, Outcome]:
-    """Replay a trace and gather its facts."""
+    """Replay a trace on the wanted core, or the best there is, and gather its facts."""
+    if trace.recording["source"] == kvmmmu.SOURCE:
+        raise UsageError(f"{trace.path} holds what a live KVM did, not events that could be replayed", "shadowtrace report shows it")
+    chosen, why = choose_core(core, bool(audit_every))
     start = time.perf_counter()
-    end = outcome(replay(trace, parameters, progress, audit_every))
+    if chosen == "fast":
+        end = replay_fast(trace, parameters, progress).outcome()
+    else:
+        end = outcome(replay(trace, parameters, progress, audit_every))
     seconds = time.perf_counter() - start
-    return Run(model, parameters.as_dict(), version, "reference", end.counters.events_total, seconds, facts(end)), end
+    return Run(model, parameters.as_dict(), version, chosen, end.counters.events_total, seconds, facts(end), why), end
 
 
 def keep(path: Path, done: Run) -> bool:
@@ -126,11 +206,12 @@ def keep(path: Path, done: Run) -> bool:
     )
 
 
-def kept(trace: TraceReader, model: str, parameters: Parameters, version: str) -> Run | None:
-    """The newest kept run of this model with these parameters over all events of the trace, if there is one."""
+def kept(trace: TraceReader, model: str, parameters: Parameters, version: str, core: str | None = None) -> Run | None:
+    """The newest kept run of this model with these parameters over all events of the trace, on that core or any, if there is one."""
     wanted = json.dumps(parameters.as_dict(), sort_keys=True)
     for row in reversed(trace.rows("run")):
-        if (row["model"], row["parameters"], row["version"], row["events"]) == (model, wanted, version, trace.count()):
+        same = (row["model"], row["parameters"], row["version"], row["events"]) == (model, wanted, version, trace.count())
+        if same and core in (None, row["core"]):
             try:
                 told = json.loads(row["facts"])
             except (ValueError, RecursionError):

@@ -179,7 +179,7 @@ run = _table(
     _text("model", "the model's name"),
     _text("parameters", "every parameter, a JSON object"),
     _text("version", "the shadowtrace that replayed"),
-    _text("core", "which implementation of the model ran: `reference`"),
+    _text("core", "which implementation of the model ran: `reference` or `fast`"),
     _integer("events", "events replayed"),
     Column("seconds", REAL, nullable=False, comment="how long it took"),
     _text("facts", "a JSON object; docs/counters.md defines what is in it"),

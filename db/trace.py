@@ -300,6 +300,15 @@ class TraceReader(_OpenTrace):
         except SQLITE_ERRORS as error:
             raise trace_error(self.path, error) from error
 
+    def raw(self, statement: str, values: tuple[int, ...]) -> sqlite3.Cursor:
+        """The cursor of a SELECT, as sqlite3 has it: for rows by the million. A damaged file raises ``TraceError`` here, not later."""
+        try:
+            connection = self._connection.connection.driver_connection
+            assert isinstance(connection, sqlite3.Connection)
+            return connection.execute(statement, values)
+        except sqlite3.DatabaseError as error:
+            raise TraceError(f"{self.path} is damaged: {error}", "what can be read: sqlite3 FILE .recover") from error
+
     def table(self, name: str) -> Table:
         """A table, to build queries with."""
         return models.metadata.tables[name]

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from analyzer.replay import CORES
 from analyzer.model import HASHES, MODELS, Parameters, parameters
 from db.errors import UsageError
 
@@ -19,6 +20,8 @@ trace_argument = click.argument("trace", type=click.Path(path_type=Path))
 output_option = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The trace file to write.")
 sql_option = click.option("--sql", is_flag=True, help="Print the query behind it instead, for `shadowtrace sql`.")
 force_option = click.option("--force", is_flag=True, help="Replace the output file if it is there.")
+
+core_option = click.option("--core", type=click.Choice(CORES), help="Which implementation replays; the fast one where it can, by default.")
 
 _MODEL_OPTIONS = (
     click.option("--model", default="kvm-2.6.20", show_default=True, help="Which shadow MMU: see shadowtrace models."),

@@ -15,7 +15,7 @@ from analyzer.reports import table
 from db.files import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import chosen, model_options, trace_argument
+from shadowtrace.options import chosen, core_option, model_options, trace_argument
 from shadowtrace.progress import replay_line
 
 
@@ -24,8 +24,9 @@ from shadowtrace.progress import replay_line
 @model_options
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option("--state", "state_file", type=click.Path(path_type=Path), help="Write every live shadow page to this file, JSON Lines.")
-@click.option("--audit", type=click.IntRange(1), metavar="N", help="Check the cache against itself every N events.")
-def command(trace: Path, form: str, state_file: Path | None, audit: int | None, model: str, **options: Any) -> None:
+@click.option("--audit", type=click.IntRange(1), metavar="N", help="Check the cache against itself every N events (reference core).")
+@core_option
+def command(trace: Path, form: str, state_file: Path | None, audit: int | None, core: str | None, model: str, **options: Any) -> None:
     """Run a trace through a shadow MMU and keep the facts in it.
 
     \b
@@ -38,7 +39,7 @@ def command(trace: Path, form: str, state_file: Path | None, audit: int | None, 
         check_target(state_file)
     with TraceReader(trace) as opened:
         with replay_line(opened.count()) as progress:
-            run, end = replay.run(opened, model, parameters, __version__, progress, audit)
+            run, end = replay.run(opened, model, parameters, __version__, progress, audit, core)
         about = table.about(opened, run)
     replay.keep(trace, run)
     if state_file is not None:

@@ -14,7 +14,7 @@ from analyzer.reports import livekvm as livekvm_report
 from analyzer.reports import table
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import chosen, model_options, trace_argument
+from shadowtrace.options import chosen, core_option, model_options, trace_argument
 from shadowtrace.progress import replay_line
 
 
@@ -23,7 +23,8 @@ from shadowtrace.progress import replay_line
 @model_options
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option("--all", "everything", is_flag=True, help="Do not fold rows that say the same.")
-def command(trace: Path, form: str, everything: bool, model: str, **options: Any) -> None:
+@core_option
+def command(trace: Path, form: str, everything: bool, core: str | None, model: str, **options: Any) -> None:
     """Print what a shadow page cache would have shared.
 
     What has not been replayed yet with this model and these parameters is replayed first.
@@ -40,7 +41,7 @@ def command(trace: Path, form: str, everything: bool, model: str, **options: Any
             about = table.about(opened, live)
             click.echo(json_report.report(about, live) if form == "json" else livekvm_report.report(about, live))
             return
-        run = replay.kept(opened, model, parameters, __version__)
+        run = replay.kept(opened, model, parameters, __version__, core)
         if run is not None:
             # What a file says are facts may be anything: facts that cannot be shown are found anew.
             with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
@@ -48,7 +49,7 @@ def command(trace: Path, form: str, everything: bool, model: str, **options: Any
                 click.echo(shown[form])
                 return
         with replay_line(opened.count()) as progress:
-            run, _ = replay.run(opened, model, parameters, __version__, progress)
+            run, _ = replay.run(opened, model, parameters, __version__, progress, core=core)
         text = _shown(opened, run, form, everything)
     replay.keep(trace, run)
     click.echo(text)

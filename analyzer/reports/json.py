@@ -16,5 +16,5 @@ def facts(run: Run) -> str:
 
 def report(about: About, run: Run) -> str:
     """Everything a report shows, and more: the trace, the run, its facts."""
-    ran = {"model": run.model, "parameters": run.parameters, "version": run.version, "core": run.core, "events": run.events}
+    ran = {"model": run.model, "parameters": run.parameters, "version": run.version, "core": run.core, "why": run.why, "events": run.events}
     return json.dumps({"trace": asdict(about), "run": ran, "facts": run.facts}, indent=1)

@@ -107,7 +107,7 @@ def _opening(about: About, run: Run) -> Iterable[str]:
     for loss in about.losses:
         yield f"  LOST {loss['count']:,} events of vCPU {loss['vcpu']} after event {loss['seq']:,}: {printable(loss['cause'])}"
     yield from _checks(about.checks)
-    yield f"{run.model}{_parameters(run)} · {run.events:,} events replayed by the {run.core} core"
+    yield f"{run.model}{_parameters(run)} · {run.events:,} events replayed by the {run.core} core{f' ({run.why})' if run.why else ''}"
     if about.touch == "none":
         yield "  page tables only: no accesses were recorded, so faults and the tables that faults build are not in these numbers"
     changed = run.facts["contents"]["changed"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from analyzer.replay import CORES
 from tests.conftest import SHARED, Cli
 
 #: Keys of the reference program's own, which a replay need not have.
@@ -41,21 +42,24 @@ def replay_and_compare(cli: Cli, events: Path, expected: Path, state: Path | Non
         assert (folder / "state").read_bytes() == lines
 
 
+@pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
-def test_case_comes_out_as_the_original_code_has_it(case: dict[str, Any], model: str, shared: Path, cli: Cli, tmp_path: Path) -> None:
+def test_case_comes_out_as_the_original_code_has_it(case: dict[str, Any], model: str, core: str, shared: Path, cli: Cli, tmp_path: Path) -> None:
     base = shared / "cases" / case["name"]
     options = [f"--{key.replace('_', '-')}={case[key]}" for key in ("pages", "ram_pages") if key in case]
     state = base.with_suffix(".state.jsonl") if model == "kvm-2.6.20" else None
     expected = base.with_name(f"{case['name']}.expected{MODELS[model]}.json")
-    replay_and_compare(cli, base.with_suffix(".jsonl"), expected, state, tmp_path, "--strict", "--model", model, *options)
+    replay_and_compare(cli, base.with_suffix(".jsonl"), expected, state, tmp_path, "--strict", "--core", core, "--model", model, *options)
 
 
+@pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("model", MODELS)
-def test_a_whole_real_boot_comes_out_as_the_original_code_has_it(model: str, shared: Path, cli: Cli, tmp_path: Path) -> None:
+def test_a_whole_real_boot_comes_out_as_the_original_code_has_it(model: str, core: str, shared: Path, cli: Cli, tmp_path: Path) -> None:
     real = shared / "cases" / "real"
     state = real / "amd64.state.jsonl.gz" if model == "kvm-2.6.20" else None
-    replay_and_compare(cli, real / "amd64.jsonl.gz", real / f"amd64.expected{MODELS[model]}.json", state, tmp_path, "--model", model)
+    expected = real / f"amd64.expected{MODELS[model]}.json"
+    replay_and_compare(cli, real / "amd64.jsonl.gz", expected, state, tmp_path, "--core", core, "--model", model)
 
 
 def test_the_comparison_notices_a_wrong_counter(shared: Path) -> None:
