@@ -38,7 +38,7 @@ packages:
 $(VENV)/.ready: setup.cfg pyproject.toml | packages
 	@echo "== making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[symbols,test]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[symbols,test,fast]'
 	@touch $@
 
 docs: setup ## write the parts of docs/ that are made from the code

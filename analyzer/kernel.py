@@ -159,9 +159,7 @@ class Kernel:
                 child = self._arrays.pages[entry >> 12]
                 entries[index] = (int(child[GFN]), int(child[ROLE]))
         parents = sum(chains) if chains else int(row[PARENT] != 0)
-        return LivePage(
-            int(row[GFN]), int(row[ROLE]), int(row[BIRTH]), int(row[ROOT_COUNT]), bool(chains), parents, chains, entries
-        )
+        return LivePage(int(row[GFN]), int(row[ROLE]), int(row[BIRTH]), int(row[ROOT_COUNT]), bool(chains), parents, chains, entries)
 
     def _chains(self, chain: int) -> tuple[int, ...]:
         used = []

@@ -23,7 +23,7 @@ _COLUMNS = 6
 _SIZES = (0, 1, 2, 3, 4, 6, 8, 0, 0, 0)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def leaves(pages: Bytes, root: int, found: Ints) -> int:
     """Fill ``found`` with the numbers of the table's leaf pages, in order of key; how many, -1 where a page is not as expected.
 
@@ -67,7 +67,7 @@ def leaves(pages: Bytes, root: int, found: Ints) -> int:
     return count
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def rows(pages: Bytes, numbers: Ints, out: Ints) -> int:
     """Fill the columns of ``out`` (6, n) with the rows of these leaf pages; how many, -1 where something is not as expected."""
     count, size = 0, pages.shape[1]

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from analyzer.replay import CORES
 from analyzer.model import HASHES, MODELS, Parameters, parameters
+from analyzer.replay import CORES
 from db.errors import UsageError
 
 Command = Callable[..., Any]

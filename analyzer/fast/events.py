@@ -73,7 +73,10 @@ def run(
     An event is begun only where every pool has room for all that it can take.
     """
     for i in range(first, last):
-        what, vcpu, bits = np.int64(kind[i]), np.int64(vcpus[i]), np.int64(flags[i])
+        # Wider than the columns: numba compiles what is called for one width only.
+        what: Any = np.int64(kind[i])
+        vcpu: Any = np.int64(vcpus[i])
+        bits: Any = np.int64(flags[i])
         if what == ACCESS:
             va = addr[i]
             if cpu[vcpu, ROOT_LEVEL] != PT64_ROOT_LEVEL:

@@ -188,9 +188,7 @@ def _forget_flood(vm: Any, cpu: Ints, vcpu: int) -> None:
 
 
 @compiled
-def _fetch(
-    vm: Any, cpu: Ints, pages: Ints, nodes: Ints, frames: Ints, journal: Ints, births: Ints, vcpu: int, va: int, walk: Walk
-) -> int:
+def _fetch(vm: Any, cpu: Ints, pages: Ints, nodes: Ints, frames: Ints, journal: Ints, births: Ints, vcpu: int, va: int, walk: Walk) -> int:
     """``fetch``: the spte address of the leaf for ``va``, with every level above it made where it was missing; or -1."""
     page = root_for(cpu, vcpu, va)
     level = PT64_ROOT_LEVEL if cpu[vcpu, ROOT_LEVEL] == PT64_ROOT_LEVEL else PT_DIRECTORY_LEVEL

@@ -58,9 +58,7 @@ _KEY_AT = ROOT_KEY - ROOT
 
 
 @compiled
-def create(
-    vm: Any, cpu: Ints, pages: Ints, nodes: Ints, frames: Ints, memory: Ints, journal: Ints, births: Ints
-) -> None:
+def create(vm: Any, cpu: Ints, pages: Ints, nodes: Ints, frames: Ints, memory: Ints, journal: Ints, births: Ints) -> None:
     """The virtual machine is made: every vCPU takes roots with paging off."""
     for vcpu in range(len(cpu)):
         vm.vcpu = vcpu
@@ -116,10 +114,14 @@ def guest_cr4(
         if not cr4 & CR4_PAE:
             vm.mode_gp_injected += 1
             return
-    elif cpu[vcpu, CR0] & CR0_PG and cr4 & CR4_PAE and not before & CR4_PAE:
+    elif (
+        cpu[vcpu, CR0] & CR0_PG
+        and cr4 & CR4_PAE
+        and not before & CR4_PAE
+        and not _load_pdptrs(vm, cpu, frames, memory, vcpu, cpu[vcpu, CR3])
+    ):
         # 2.6.20 injects the fault and goes on with the write all the same.
-        if not _load_pdptrs(vm, cpu, frames, memory, vcpu, cpu[vcpu, CR3]):
-            vm.mode_gp_injected += 1
+        vm.mode_gp_injected += 1
     cpu[vcpu, CR4] = cr4
     reset_context(vm, cpu, pages, nodes, frames, journal, births, vcpu)
 
@@ -290,9 +292,7 @@ def _reuse(vm: Any, cpu: Ints, vcpu: int) -> bool:
 
 
 @compiled
-def _root_page(
-    vm: Any, cpu: Ints, pages: Ints, nodes: Ints, frames: Ints, journal: Ints, births: Ints, vcpu: int, gfn: int, i: int
-) -> int:
+def _root_page(vm: Any, cpu: Ints, pages: Ints, nodes: Ints, frames: Ints, journal: Ints, births: Ints, vcpu: int, gfn: int, i: int) -> int:
     root_level = cpu[vcpu, ROOT_LEVEL]
     if root_level and gfn >= vm.ram_pages:
         vm.corner_root_outside_ram += 1

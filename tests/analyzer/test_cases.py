@@ -45,7 +45,9 @@ def replay_and_compare(cli: Cli, events: Path, expected: Path, state: Path | Non
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
-def test_case_comes_out_as_the_original_code_has_it(case: dict[str, Any], model: str, core: str, shared: Path, cli: Cli, tmp_path: Path) -> None:
+def test_case_comes_out_as_the_original_code_has_it(
+    case: dict[str, Any], model: str, core: str, shared: Path, cli: Cli, tmp_path: Path
+) -> None:
     base = shared / "cases" / case["name"]
     options = [f"--{key.replace('_', '-')}={case[key]}" for key in ("pages", "ram_pages") if key in case]
     state = base.with_suffix(".state.jsonl") if model == "kvm-2.6.20" else None
