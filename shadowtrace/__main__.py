@@ -20,6 +20,8 @@ VERBS = {
     "stat": "Say what is in a trace.",
     "script": "Print events as text, one a line.",
     "timeline": "Draw the address spaces over time.",
+    "sql": "Ask a trace in SQL, or open a shell.",
+    "ls": "List the traces in a folder.",
     "verify": "Check a trace's invariants.",
     "import": "Make a trace file of what another program wrote.",
     "export": "Write a trace's events for other programs.",
