@@ -23,23 +23,29 @@ def check_target(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_text(path: Path) -> Iterator[TextIO]:
-    """A text file that takes its name when it is whole; gzip'ped if that ends in .gz.
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write to: the file takes its own name when it is whole.
 
     Raises ``UsageError`` as ``check_target`` does, ``StorageError`` where writing fails.
     """
     check_target(path)
     partial = path.with_name(f".{path.name}.partial") if path.is_file() or not path.exists() else path
     try:
-        with gzip.open(partial, "wt") if path.suffix == ".gz" else partial.open("w") as out:
-            yield out
+        yield partial
         if partial != path:
             partial.replace(path)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}", "is the disk full, or the folder read-only?") from error
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}", "is the disk full, or the folder read-only?") from error
     finally:
         if partial != path:
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_text(path: Path) -> Iterator[TextIO]:
+    """A text file that takes its name when it is whole; gzip'ped if that ends in .gz. Raises as ``new_file`` does."""
+    with new_file(path) as partial, gzip.open(partial, "wt") if path.suffix == ".gz" else partial.open("w") as out:
+        yield out
 
 
 def is_sqlite_error(error: BaseException) -> bool:

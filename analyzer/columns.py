@@ -1,0 +1,84 @@
+"""Events as columns: the one set of names that CSV, Parquet and notebooks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from db.event import (
+    ACCESS_FAULT,
+    ACCESS_FETCH,
+    ACCESS_USER,
+    ACCESS_WRITE,
+    MASK64,
+    WRITE_SEEN_SHIFT,
+    WRITE_SIZE,
+    Kind,
+    Seen,
+    kind_name,
+)
+from db.queries import Query
+from db.trace import TraceReader
+
+#: Every column, with what it holds; empty where the kind of event has none.
+COLUMNS = {
+    "seq": "number of the event",
+    "vcpu": "which virtual CPU",
+    "kind": "regs, cr3, write, page, access or invlpg",
+    "addr": "the cr3 value, a physical address (write, page) or a virtual one (access, invlpg)",
+    "value": "write: the bytes stored",
+    "size": "write: how many bytes",
+    "seen": "write: how it was seen, exact, net, snapshot or foreign",
+    "write": "access: a store",
+    "user": "access: by user code",
+    "fetch": "access: of an instruction",
+    "fault": "access: it ended in a guest page fault",
+    "cr0": "regs: CR0, where it changed",
+    "cr4": "regs: CR4, where it changed",
+    "efer": "regs: EFER, where it changed",
+    "pdpte0": "cr3 in PAE mode: the entries that the load read",
+    "pdpte1": "",
+    "pdpte2": "",
+    "pdpte3": "",
+    "words": "page: the words that are not zero, 2 bytes of index and 8 of word each, little-endian",
+}
+
+_SEEN = {int(seen): seen.name.lower() for seen in Seen}
+
+_NO_EXTRA = ((None,) * 3, (None,) * 4, None)
+
+Extra = tuple[tuple[int | None, ...], tuple[int | None, ...], bytes | None]
+
+
+def extras(trace: TraceReader) -> Callable[[int], Extra]:
+    """A function that gives registers, PDPTEs and words of an event."""
+
+    def unsigned(numbers: list[Any]) -> tuple[int | None, ...]:
+        return tuple(None if number is None else number & MASK64 for number in numbers)
+
+    found: dict[int, Extra] = {}
+    for seq, *values in trace.stream("SELECT seq, cr0, cr4, efer FROM mode_registers"):
+        found[seq] = (unsigned(values), *_NO_EXTRA[1:])
+    for seq, *values in trace.stream("SELECT * FROM pdptes"):
+        found[seq] = (_NO_EXTRA[0], unsigned(values), None)
+    for seq, words in trace.stream("SELECT seq, words FROM content"):
+        found[seq] = (*_NO_EXTRA[:2], words)
+    return lambda seq: found.get(seq, _NO_EXTRA)
+
+
+def rows(trace: TraceReader, query: Query) -> Iterator[tuple[Any, ...]]:
+    """The events of a query, a value for each of ``COLUMNS``; addresses and values in hex."""
+    extra = extras(trace)
+    nothing = (None,) * 8
+    for seq, kind, vcpu, flags, addr, value in query.rows(trace):
+        head = (seq, vcpu, kind_name(kind))
+        if kind == Kind.ACCESS:
+            bits = (flags & ACCESS_WRITE, flags & ACCESS_USER, flags & ACCESS_FETCH, flags & ACCESS_FAULT)
+            yield *head, hex(addr & MASK64), None, None, None, *(int(bool(bit)) for bit in bits), *nothing
+        elif kind == Kind.WRITE:
+            seen = _SEEN.get(flags >> WRITE_SEEN_SHIFT)
+            yield *head, hex(addr), hex(value & MASK64), flags & WRITE_SIZE, seen, None, None, None, None, *nothing
+        else:
+            registers, pdptes, words = extra(seq)
+            numbers = (None if number is None else hex(number) for number in (*registers, *pdptes))
+            yield *head, None if kind == Kind.REGS else hex(addr & MASK64), *nothing[:7], *numbers, words
