@@ -16,6 +16,7 @@ from db.queries import Query
 from db.trace import TraceReader
 
 if TYPE_CHECKING:
+    import pandas
     import pyarrow
 
 _ROWS = 1 << 16
@@ -75,6 +76,16 @@ def batches(trace: TraceReader, query: Query) -> Iterator[pyarrow.RecordBatch]:
         for i in range(4):
             columns[f"pdpte{i}"] = pa.array([side and side[1][i] for side in sides], pa.uint64())
         yield pa.RecordBatch.from_arrays([columns[name] for name in COLUMNS], schema=shape)
+
+
+def as_pandas(table: pyarrow.Table) -> pandas.DataFrame:
+    """A table as a DataFrame with Arrow's types; ``UsageError`` where pandas is not installed."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise UsageError("this needs pandas, which is not installed", "pip install 'shadowtrace[arrow]'") from error
+    frame: pandas.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
+    return frame
 
 
 def write_parquet(trace: TraceReader, query: Query, path: Path) -> None:
