@@ -20,6 +20,7 @@ VERBS = {
     "stat": "Say what is in a trace.",
     "script": "Print events as text, one a line.",
     "timeline": "Draw the address spaces over time.",
+    "diff": "Compare two runs: traces, models or parameters.",
     "sql": "Ask a trace in SQL, or open a shell.",
     "ls": "List the traces in a folder.",
     "verify": "Check a trace's invariants.",

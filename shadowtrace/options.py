@@ -51,6 +51,20 @@ def model_options(command: Command) -> Command:
     return command
 
 
+def paired_model_options(command: Command) -> Command:
+    """The same options for two sides: each may be given twice, and comes as a tuple of what was given."""
+
+    def bare() -> None: ...
+
+    given: list[click.Option] = model_options(bare).__click_params__  # type: ignore[attr-defined]
+    for option in given:
+        option.multiple = True
+        if isinstance(option.default, str):
+            option.default = (option.default,)
+    command.__dict__.setdefault("__click_params__", []).extend(given)
+    return command
+
+
 def chosen(model: str, hash_name: str | None, **changes: Any) -> Parameters:
     """The parameters that the model options ask for; ``UsageError`` where there is no such model."""
     if model not in MODELS:

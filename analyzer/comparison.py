@@ -1,0 +1,174 @@
+"""Two runs, fact by fact: what differs, by how much, and whether it is more than a limit allows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from db.errors import UsageError
+from x86.registers import Mode
+
+Number = int | float
+
+#: What tells the entries of a list of facts apart, and how it is written in a name.
+_KEYS = ("glevels", "level", "quadrant", "metaphysical", "pages", "gfn", "name", "rule", "first", "up_to", "length", "bucket")
+
+#: Numbers that are no quantities: a digest, a frame.
+_NAMES = {"crc32", "most_shared_gfn"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One fact in two runs; ``None`` where a run does not have it."""
+
+    name: str
+    left: Number | None
+    right: Number | None
+
+    @property
+    def absolute(self) -> Number | None:
+        """Right less left."""
+        return None if self.left is None or self.right is None else self.right - self.left
+
+    @property
+    def relative(self) -> float | None:
+        """The change as a share of left; ``None`` where there is no left, or it is 0 and right is not."""
+        if self.absolute is None or self.left is None:
+            return None
+        return self.absolute / abs(self.left) if self.left else (None if self.absolute else 0.0)
+
+    @property
+    def relevance(self) -> float:
+        """What it is sorted by: the change times its share of the greater value, so that neither 1 -> 2 nor 0.1% comes first."""
+        left, right = self.left or 0, self.right or 0
+        most = max(abs(left), abs(right))
+        return abs(right - left) ** 2 / most if most else 0.0
+
+
+def compare(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
+    """Every numeric fact of two runs, the most relevant difference first, equal ones last in their own order."""
+    ours, theirs = dict(numbers(left)), dict(numbers(right))
+    names = [*ours, *(name for name in theirs if name not in ours)]
+    found = [Difference(name, ours.get(name), theirs.get(name)) for name in names]
+    return sorted(found, key=lambda difference: -difference.relevance)
+
+
+def numbers(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Number]]:
+    """The numbers among facts by name: ``zaps.flood``, ``roles[long level=1].hits``, ``frames.by_pages[pages=2].peak``."""
+    for key, value in facts.items():
+        if key in _NAMES:
+            continue
+        yield from _number(f"{before}{key}", value)
+
+
+def _number(name: str, value: Any) -> Iterator[tuple[str, Number]]:
+    if isinstance(value, bool) or value is None:
+        return
+    if isinstance(value, int | float):
+        yield name, value
+    elif isinstance(value, Mapping):
+        yield from numbers(value, f"{name}.")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        seen: dict[str, int] = {}
+        for entry in value:
+            if not isinstance(entry, Mapping):
+                continue
+            label = _label(entry)
+            seen[label] = seen.get(label, 0) + 1
+            again = f" #{seen[label]}" if seen[label] > 1 else ""
+            rest = {key: of for key, of in entry.items() if key not in _identity(entry)}
+            yield from numbers(rest, f"{name}[{label}{again}].")
+
+
+def _identity(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys that say which entry of a list it is: those of a role together, else the first there is."""
+    if "glevels" in entry and "level" in entry:
+        return tuple(key for key in _KEYS[:4] if key in entry)
+    return tuple(key for key in _KEYS if key in entry)[:1]
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    parts = []
+    for key in _identity(entry):
+        value = entry[key]
+        if key == "glevels":
+            parts.append(Mode(value).label if value in Mode._value2member_map_ else f"glevels={value}")
+        elif key in ("quadrant", "metaphysical"):
+            parts += [f"{key}={value}"] if value else []
+        else:
+            parts.append(f"{key}={value}")
+    return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a comparison fails on: a fact, or its change, past a bound."""
+
+    text: str
+    name: str
+    operator: str
+    bound: float
+    change: bool
+    """Whether the change is meant, not the value of the right run."""
+    percent: bool
+    """Whether it is a share of the left run's value."""
+
+
+_LIMIT = re.compile(r"\s*(?P<name>.*?[^\s<>=!])\s*(?P<operator><=|>=|==|!=|<|>)\s*(?P<sign>[+-]?)(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<percent>%?)\s*")
+
+_OPERATORS = {
+    "<": lambda value, bound: value < bound,
+    ">": lambda value, bound: value > bound,
+    "<=": lambda value, bound: value <= bound,
+    ">=": lambda value, bound: value >= bound,
+    "==": lambda value, bound: value == bound,
+    "!=": lambda value, bound: value != bound,
+}
+
+
+def limit(text: str) -> Limit:
+    """A limit as the command line has it: NAME OP [+-]N[%].
+
+    With a sign it is about the change from left to right, without one about right's own value; with % the number is a share
+    of left's value. ``UsageError`` where it is none.
+    """
+    found = _LIMIT.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{text!r} is no limit", "NAME OP [+-]N[%], for example 'misses>+5%' or 'zaps.flood>1000'")
+    bound = float(found["number"]) * (-1 if found["sign"] == "-" else 1)
+    return Limit(text, found["name"], found["operator"], bound, bool(found["sign"]), bool(found["percent"]))
+
+
+def broken(limits: Iterable[Limit], differences: Sequence[Difference]) -> list[tuple[Limit, Difference]]:
+    """The limits that the comparison breaks, and by what. A fact that a run lacks breaks nothing.
+
+    ``UsageError`` where a limit's name is no fact of either run, or fits several.
+    """
+    pairs = [(one, _named(one.name, differences)) for one in limits]
+    return [(one, difference) for one, difference in pairs if _breaks(one, difference)]
+
+
+def _named(name: str, differences: Sequence[Difference]) -> Difference:
+    """The fact of this name, or the one whose name ends in it; facts of single roles, frames and the like only by their whole name."""
+    for difference in differences:
+        if difference.name == name:
+            return difference
+    ending = [difference for difference in differences if difference.name.endswith(f".{name}") and "[" not in difference.name]
+    if len(ending) == 1:
+        return ending[0]
+    if not ending:
+        raise UsageError(f"no fact is called {name!r}", "shadowtrace diff A B --all shows every name")
+    raise UsageError(f"{name!r} may be any of {', '.join(sorted(d.name for d in ending))}", "give the whole name")
+
+
+def _breaks(one: Limit, difference: Difference) -> bool:
+    if difference.right is None or (difference.left is None and (one.change or one.percent)):
+        return False
+    left, right = difference.left or 0, difference.right
+    value: float = right - left if one.change else right
+    if one.percent:
+        value = 100 * value / abs(left) if left else math.copysign(math.inf, value) if value else 0.0
+    return bool(_OPERATORS[one.operator](value, one.bound))

@@ -1,0 +1,82 @@
+"""shadowtrace diff."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from analyzer.comparison import broken, compare, limit
+from analyzer.reports import comparison as report
+from analyzer.sides import Side, from_json, from_trace, is_trace
+from db.errors import EXIT_LIMIT, UsageError
+from shadowtrace import __version__
+from shadowtrace.options import chosen, paired_model_options
+from shadowtrace.progress import replay_line
+
+
+@click.command("diff")
+@click.argument("left", type=click.Path(path_type=Path))
+@click.argument("right", required=False, type=click.Path(path_type=Path))
+@paired_model_options
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv", "markdown"]), default="table", show_default=True)
+@click.option("--limit", "most", default=40, show_default=True, type=click.IntRange(0), help="Rows of the table at the most; 0: all.")
+@click.option("--all", "everything", is_flag=True, help="Facts that are equal too.")
+@click.option(
+    "--fail-on",
+    "limits",
+    multiple=True,
+    metavar="NAME OP [+-]N[%]",
+    help="Exit code 3 where this holds, such as 'misses>+5%'; may be given again.",
+)
+def command(
+    left: Path, right: Path | None, form: str, most: int, everything: bool, limits: tuple[str, ...], **options: tuple[Any, ...]
+) -> int:
+    """Compare two runs, fact by fact, what matters most first.
+
+    LEFT and RIGHT are traces, or what `replay --format json` wrote; - reads that from standard input. A model option given
+    once is for both, given twice for left and right; with LEFT alone, the same trace is replayed both ways.
+
+    --fail-on: NAME is a fact or the end of its name; OP is <, >, <=, >=, == or !=. With a sign the change from left to right is
+    meant, without one right's value; with % the number is a share of left's value.
+
+    \b
+    Example:
+      shadowtrace diff boot.db --model kvm-2.6.20 --model kvm-2.6.24
+      shadowtrace diff boot.db --pages 256 --pages 64 --fail-on 'misses>+500%' --format markdown
+    """
+    wanted = [limit(text) for text in limits]
+    pairs = {name: _pair(name, values) for name, values in options.items()}
+    if right is None and not any(ours != theirs for ours, theirs in pairs.values()):
+        raise UsageError("say what to compare it with", "another trace, or an option for each side: --model kvm-2.6.20 --model kvm-2.6.24")
+    if str(left) == str(right) == "-":
+        raise UsageError("standard input has one run only", "write the other to a file")
+    ours = _side(left, {name: pair[0] for name, pair in pairs.items()})
+    theirs = _side(right or left, {name: pair[1] for name, pair in pairs.items()})
+    found = compare(ours.facts, theirs.facts)
+    missed = broken(wanted, found)
+    shown = found if everything else [one for one in found if one.left != one.right]
+    if form == "table":
+        click.echo(report.text(ours, theirs, shown, most or None))
+    elif form == "json":
+        click.echo(report.as_json(ours, theirs, shown, missed))
+    else:
+        sys.stdout.writelines(report.as_rows(form, shown))
+    for one, difference in missed:
+        click.echo(report.missed(one, difference), err=True)
+    return EXIT_LIMIT if missed else 0
+
+
+def _pair(name: str, values: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The values of an option for left and right."""
+    if len(values) > 2:
+        raise UsageError(f"--{name.replace('_', '-')} is given {len(values)} times", "once for both sides, or twice: for left, for right")
+    return (values[0], values[-1]) if values else (None, None)
+
+
+def _side(path: Path, options: dict[str, Any]) -> Side:
+    if str(path) == "-" or (path.is_file() and not is_trace(path)):
+        return from_json(path)
+    return from_trace(path, options["model"], chosen(**options), __version__, replay_line)

@@ -1,0 +1,201 @@
+"""Comparing runs: names, changes, order and limits, worked out by hand; then the command on cases and on a boot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analyzer.comparison import Difference, broken, compare, limit, numbers
+from db.errors import UsageError
+from db.importing import import_jsonl
+from tests.conftest import Boot, Cli
+
+LEFT = {
+    "zaps": {"total": 100, "flood": 0, "gone": 5, "same": 7},
+    "roles": [
+        {"glevels": 4, "level": 1, "quadrant": 0, "metaphysical": 0, "hits": 10, "deaths": {"flood": 4}},
+        {"glevels": 2, "level": 1, "quadrant": 1, "metaphysical": 1, "hits": 1},
+    ],
+    "frames": {"by_pages": [{"pages": 2, "now": 3, "peak": 4}]},
+    "memory": {"crc32": 123},
+    "text": "no number",
+    "flag": True,
+}
+RIGHT = {
+    "zaps": {"total": 150, "flood": 2, "new": 9, "same": 7},
+    "roles": [{"glevels": 4, "level": 1, "quadrant": 0, "metaphysical": 0, "hits": 30, "deaths": {"flood": 4}}],
+    "frames": {"by_pages": [{"pages": 2, "now": 0, "peak": 4}]},
+    "memory": {"crc32": 456},
+}
+
+
+def test_every_number_has_a_name() -> None:
+    assert dict(numbers(LEFT)) == {
+        "zaps.total": 100,
+        "zaps.flood": 0,
+        "zaps.gone": 5,
+        "zaps.same": 7,
+        "roles[long level=1].hits": 10,
+        "roles[long level=1].deaths.flood": 4,
+        "roles[32-bit level=1 quadrant=1 metaphysical=1].hits": 1,
+        "frames.by_pages[pages=2].now": 3,
+        "frames.by_pages[pages=2].peak": 4,
+    }
+
+
+def test_changes_absolute_and_relative_with_blanks() -> None:
+    found = {one.name: (one.left, one.right, one.absolute, one.relative) for one in compare(LEFT, RIGHT)}
+    assert found["zaps.total"] == (100, 150, 50, 0.5)
+    assert found["zaps.flood"] == (0, 2, 2, None)
+    assert found["zaps.gone"] == (5, None, None, None)
+    assert found["zaps.new"] == (None, 9, None, None)
+    assert found["zaps.same"] == (7, 7, 0, 0.0)
+    assert found["frames.by_pages[pages=2].now"] == (3, 0, -3, -1.0)
+    assert len(found) == 10
+
+
+def test_what_matters_most_comes_first() -> None:
+    # change squared over the greater value: total 2500/150, hits 400/30, new 9, gone 5, now 3, flood 2, the role that went 1.
+    assert [one.name for one in compare(LEFT, RIGHT)][:7] == [
+        "zaps.total",
+        "roles[long level=1].hits",
+        "zaps.new",
+        "zaps.gone",
+        "frames.by_pages[pages=2].now",
+        "zaps.flood",
+        "roles[32-bit level=1 quadrant=1 metaphysical=1].hits",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "missed"),
+    [
+        ("zaps.total>+40%", True),
+        ("zaps.total>+50%", False),
+        ("zaps.total>=+50%", True),
+        ("total>+49", True),
+        ("total>+50", False),
+        ("total>149", True),
+        ("total>150", False),
+        ("total<=150%", True),
+        ("total<150%", False),
+        ("total == 150", True),
+        ("total!=+0", True),
+        ("same!=+0", False),
+        ("now<-2", True),
+        ("now<-3", False),
+        ("now<-99.5%", True),
+        ("flood>+1000%", True),
+        ("flood>+1", True),
+        ("new>+1", False),
+        ("new>8", True),
+        ("gone>0", False),
+        ("roles[long level=1].hits>+100%", True),
+    ],
+)
+def test_limits(text: str, missed: bool) -> None:
+    found = compare(LEFT, RIGHT)
+    text = text.replace("now", "frames.by_pages[pages=2].now")
+    assert bool(broken([limit(text)], found)) is missed
+
+
+@pytest.mark.parametrize("text", ["misses", ">5", "misses>", "misses>five", "misses>+5%%", "misses=>5", "", "misses>+-5"])
+def test_what_is_no_limit_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no limit"):
+        limit(text)
+
+
+def test_a_limit_names_one_fact() -> None:
+    two = [Difference("a.hits", 1, 2), Difference("b.hits", 1, 2)]
+    with pytest.raises(UsageError, match=r"may be any of a\.hits, b\.hits"):
+        broken([limit("hits>1")], two)
+    with pytest.raises(UsageError, match="no fact is called 'its'"):
+        broken([limit("its>1")], two)
+    assert broken([limit("b.hits>1")], two)
+
+
+@pytest.fixture
+def folder(shared: Path, tmp_path: Path) -> Path:
+    for name in ("12_modes", "24_tiny_a"):
+        import_jsonl(shared / "cases" / f"{name}.jsonl", tmp_path / f"{name}.db", False, "test")
+    return tmp_path
+
+
+def test_one_trace_under_two_models_is_what_replays_say(folder: Path, cli: Cli) -> None:
+    facts = [
+        json.loads(cli("replay", folder / "12_modes.db", "--model", model, "--format", "json").stdout)
+        for model in ("kvm-2.6.20", "uncached")
+    ]
+    done = cli("diff", folder / "12_modes.db", "--model", "kvm-2.6.20", "--model", "uncached", "--format", "json", "--all")
+    assert done.returncode == 0, done.stderr
+    compared = json.loads(done.stdout)
+    assert (compared["left"]["model"], compared["right"]["model"]) == ("kvm-2.6.20", "uncached")
+    found = {one["name"]: (one["left"], one["right"]) for one in compared["differences"]}
+    for section in ("zaps", "access", "writes"):
+        for key, value in facts[0][section].items():
+            assert found[f"{section}.{key}"] == (value, facts[1][section][key])
+
+
+def test_parameters_in_pairs(folder: Path, cli: Cli) -> None:
+    done = cli("diff", "12_modes.db", "--pages", "64", "--flood", "0", "--flood", "3", "--no-quadrant-test", "--quadrant-test", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "left   12_modes.db · kvm-2.6.20 · flood 0 · quadrant_test False"
+    assert lines[1] == "right  12_modes.db · kvm-2.6.20 · flood 3 · quadrant_test True"
+    assert any(line.startswith("zaps.flood ") for line in lines)
+
+
+def test_facts_as_json_from_a_file_and_from_a_pipe(folder: Path, cli: Cli) -> None:
+    program = Path(sys.executable).with_name("shadowtrace")
+    (folder / "facts.json").write_text(cli("report", folder / "24_tiny_a.db", "--format", "json").stdout)
+    pipe = f"{program} replay 24_tiny_a.db --format json | {program} diff - facts.json --fail-on 'lookups!=+0'"
+    done = subprocess.run(pipe, shell=True, cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no fact differs" in done.stdout
+
+
+def test_a_missed_limit_is_exit_code_3(folder: Path, cli: Cli) -> None:
+    done = cli("diff", folder / "24_tiny_a.db", folder / "12_modes.db", "--fail-on", "misses>+5%", "--fail-on", "hits<1", "--format", "csv")
+    assert done.returncode == 3
+    assert done.stderr.startswith("limit missed: misses>+5%: get_page.misses 10 -> 98 (+88, +880.0%)")
+    assert len(done.stderr.splitlines()) == 1
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert {"fact": "get_page.misses", "left": "10", "right": "98", "absolute": "88", "relative": "8.8"} in rows
+    assert cli("diff", folder / "24_tiny_a.db", folder / "12_modes.db", "--fail-on", "misses>+5000%").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["12_modes.db"], "say what to compare it with"),
+        (["12_modes.db", "absent.json"], "there is no file absent.json"),
+        (["12_modes.db", "broken.json"], "neither a trace nor JSON"),
+        (["12_modes.db", "empty.json"], "holds no facts"),
+        (["-", "-"], "standard input has one run only"),
+        (["12_modes.db", "--pages", "64", "--pages", "128", "--pages", "256"], "--pages is given 3 times"),
+        (["12_modes.db", "24_tiny_a.db", "--model", "xen"], "no model called 'xen'"),
+        (["12_modes.db", "24_tiny_a.db", "--fail-on", "misses"], "is no limit"),
+    ],
+)
+def test_wrong_use_is_a_sentence(arguments: list[str], sentence: str, folder: Path, cli: Cli) -> None:
+    (folder / "broken.json").write_text("{")
+    (folder / "empty.json").write_text("{}")
+    done = cli("diff", *arguments, cwd=folder)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "hint: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.boot
+def test_the_cache_of_a_real_boot_against_none(boot: Boot, cli: Cli) -> None:
+    done = cli("diff", boot.trace, "--pages", "256", "--pages", "64", "--format", "markdown", "--fail-on", "faults>+10%")
+    assert done.returncode == 3, done.stderr
+    assert "limit missed: faults>+10%: access.faults" in done.stderr
+    assert done.stdout.startswith("| fact | left | right | absolute | relative |\n")
