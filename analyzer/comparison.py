@@ -117,7 +117,9 @@ class Limit:
     """Whether it is a share of the left run's value."""
 
 
-_LIMIT = re.compile(r"\s*(?P<name>.*?[^\s<>=!])\s*(?P<operator><=|>=|==|!=|<|>)\s*(?P<sign>[+-]?)(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<percent>%?)\s*")
+_LIMIT = re.compile(
+    r"\s*(?P<name>.*?[^\s<>=!])\s*(?P<operator><=|>=|==|!=|<|>)\s*(?P<sign>[+-]?)(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<percent>%?)\s*"
+)
 
 _OPERATORS = {
     "<": lambda value, bound: value < bound,

@@ -24,7 +24,13 @@ force_option = click.option("--force", is_flag=True, help="Replace the output fi
 core_option = click.option("--core", type=click.Choice(CORES), help="Which implementation replays; the fast one where it can, by default.")
 
 _MODEL_OPTIONS = (
-    click.option("--model", default="kvm-2.6.20", show_default=True, help="Which shadow MMU: see shadowtrace models."),
+    click.option(
+        "--model",
+        default="kvm-2.6.20",
+        show_default=True,
+        shell_complete=lambda _context, _parameter, given: [name for name in MODELS if name.startswith(given)],
+        help="Which shadow MMU: see shadowtrace models.",
+    ),
     click.option("--pages", type=int, help="Shadow pages; hash buckets too, unless --buckets says otherwise."),
     click.option("--buckets", type=int, help="Buckets of the hash table."),
     click.option("--hash", "hash_name", type=click.Choice(HASHES), help="The hash function over frame numbers."),

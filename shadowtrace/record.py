@@ -18,7 +18,9 @@ from tracer.record import Request, record
 
 
 @click.command("record", context_settings={"ignore_unknown_options": False})
-@click.argument("guest", required=False)
+@click.argument(
+    "guest", required=False, shell_complete=lambda _context, _parameter, given: [n for n in guests.names() if n.startswith(given)]
+)
 @click.argument("qemu_args", nargs=-1, type=click.UNPROCESSED)
 @output_option
 @force_option

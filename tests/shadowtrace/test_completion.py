@@ -1,0 +1,98 @@
+"""Completion in bash, as bash itself does it, and the manual pages."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shadowtrace.__main__ import VERBS
+from tracer import guest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROGRAM = Path(sys.executable).with_name("shadowtrace")
+
+_spec = importlib.util.spec_from_file_location("manpages", ROOT / "docs" / "manpages.py")
+assert _spec is not None
+assert _spec.loader is not None
+manpages = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(manpages)
+
+
+def completed(line: str) -> set[str]:
+    """What bash offers at the end of a line, with the completion switched on as docs/looking.md says."""
+    words = line.split(" ")
+    script = f"""
+eval "$(_SHADOWTRACE_COMPLETE=bash_source shadowtrace)"
+COMP_WORDS=({" ".join(f"'{word}'" for word in words)})
+COMP_CWORD={len(words) - 1}
+COMP_LINE='{line}'
+compopt() {{ :; }}
+_shadowtrace_completion shadowtrace
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    environment = os.environ | {"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def test_verbs_are_completed() -> None:
+    assert completed("shadowtrace ") == set(VERBS)
+    assert completed("shadowtrace re") == {"record", "replay", "report"}
+
+
+def test_options_are_completed() -> None:
+    assert completed("shadowtrace script --f") == {"--from", "--format"}
+    assert completed("shadowtrace script boot.db --kind a") == {"access"}
+    assert "--version" in completed("shadowtrace --v")
+
+
+def test_guests_and_models_are_completed() -> None:
+    assert completed("shadowtrace record ") == set(guest.names())
+    assert completed("shadowtrace record cloud-amd64-p") == {"cloud-amd64-pti"}
+    assert completed("shadowtrace replay boot.db --model kvm-2.6.2") == {"kvm-2.6.20", "kvm-2.6.21", "kvm-2.6.24"}
+    assert completed("shadowtrace diff boot.db --model unc") == {"uncached"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_gets_its_script(shell: str) -> None:
+    done = subprocess.run(
+        [PROGRAM], capture_output=True, text=True, check=False, env=os.environ | {"_SHADOWTRACE_COMPLETE": f"{shell}_source"}
+    )
+    assert done.returncode == 0
+    assert "_SHADOWTRACE_COMPLETE" in done.stdout
+    assert f"_SHADOWTRACE_COMPLETE={shell}_source shadowtrace" in (ROOT / "docs" / "looking.md").read_text()
+
+
+def test_the_manual_pages_are_what_the_code_gives() -> None:
+    assert {path.name: path.read_text() for path in (ROOT / "man").glob("*.1")} == manpages.pages(), "run make man"
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+@pytest.mark.parametrize("name", manpages.pages())
+def test_groff_takes_every_manual_page_without_a_warning(name: str) -> None:
+    done = subprocess.run(
+        ["groff", "-man", "-Tascii", "-ww", "-P-cbou"], input=manpages.pages()[name], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    sections = re.findall(r"^[A-Z][A-Z ]+$", done.stdout, re.MULTILINE)
+    assert sections[:2] == ["NAME", "SYNOPSIS"]
+    assert "EXAMPLES" in sections
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if "|" not in line and "  shadowtrace" not in line)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_manual_page_names_every_option_and_the_example(verb: str) -> None:
+    page = manpages.page(verb).replace("\\-", "-").replace("\\e", "\\")
+    text = subprocess.run([PROGRAM, verb, "--help"], capture_output=True, text=True, check=True).stdout
+    for option in re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE):
+        assert option in page
+    for example in re.findall(r"^    (shadowtrace .*)$", text.split("Example:")[1].split("Options:")[0], re.MULTILINE):
+        assert example in page
