@@ -47,7 +47,7 @@ def listing(paths: Sequence[Path]) -> Iterator[Listed]:
 def _listed(path: Path, named: bool) -> Listed | None:
     """A file's line; ``None`` for one that was not named and is no trace at all."""
     try:
-        with TraceReader(path) as trace:
+        with TraceReader(path, check=False) as trace:
             row = trace.recording
             return Listed(
                 path=str(path),

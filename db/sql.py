@@ -8,18 +8,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
 
 from db.errors import EXIT_LIMIT, ShadowtraceError, UsageError
 from db.models import metadata
+from db.opening import connect, harden
 from db.schema import VIEWS
-from db.trace import identify
+from db.trace import TraceReader
 
 #: Steps of SQLite's machine between two looks at the clock and at Ctrl-C.
 _STEPS = 20_000
 
 #: Pragmas that only tell what there is.
 _PRAGMAS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "database_list", "function_list"}
+
+#: People write longer queries than we do; the trace's own schema has been checked when one of theirs runs.
+_ROOM = {
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 500,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 100,
+    sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 100,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 10_000,
+    sqlite3.SQLITE_LIMIT_VDBE_OP: 1_000_000,
+}
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 
@@ -38,19 +47,23 @@ class TimeLimitError(ShadowtraceError):
 class Session:
     """A trace open for queries: a context manager. Nothing can be written, attached or loaded.
 
-    ``seconds`` is the longest that one query may take; ``None`` for no limit. Raises ``TraceError`` where the file is no trace.
+    ``seconds`` is the longest that one query may take; ``None`` for no limit. Raises ``TraceError`` where the file is no trace
+    that can be read; one of an older schema is read through an upgraded copy.
     """
 
     def __init__(self, path: Path, seconds: float | None = None) -> None:
-        if not path.is_file():
-            raise UsageError(f"there is no file {path}", "shadowtrace ls lists the traces in a folder")
-        identify(path)
         self.seconds = seconds
         self._deadline: float | None = None
-        self._connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
-        self._connection.execute("PRAGMA trusted_schema = OFF")
+        self._trace = TraceReader(path)
+        try:
+            self._connection = connect(self._trace.file, "ro")
+            harden(self._connection)
+        except BaseException:
+            self._trace.close()
+            raise
+        for limit, most in _ROOM.items():
+            self._connection.setlimit(limit, most)
         self._connection.execute("PRAGMA query_only = ON")
-        self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         self._connection.set_authorizer(_authorize)
         # Python looks for signals while it is in this function: that is what lets Ctrl-C stop a query.
         self._connection.set_progress_handler(self._is_late, _STEPS)
@@ -60,6 +73,7 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._connection.close()
+        self._trace.close()
 
     def ask(self, query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
         """The columns of a query and its rows, as they are asked for.
