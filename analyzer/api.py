@@ -16,7 +16,7 @@ from analyzer import replay
 from analyzer.inventory import Inventory, inventory
 from analyzer.model import MODELS, parameters
 from analyzer.replay import Run
-from analyzer.spaces import History, Space, Stay
+from analyzer.stays import History, Space, Stay
 from analyzer.timeline import Timeline, timeline
 from db.errors import UsageError
 from db.event import Kind

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from analyzer.spaces import History, Space
+from analyzer.stays import History, Space
 from db.event import kind_name
 from db.marks import phases
 from db.queries import BY_PHASE, CONTENTS, END_TABLES, ROOTS, Query

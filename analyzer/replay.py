@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analyzer.audit import audit
-from analyzer.facts import Facts, facts
+from analyzer.facts import FORM, Facts, facts
 from analyzer.mmu import Mmu
 from analyzer.model import Parameters
 from analyzer.outcome import Outcome, outcome
+from analyzer.recorded import story
 from db import kvmmmu
 from db.columns import Columns, batches
 from db.errors import ShadowtraceError, TraceError, UsageError
@@ -189,7 +190,7 @@ def run(
     else:
         end = outcome(replay(trace, parameters, progress, audit_every))
     seconds = time.perf_counter() - start
-    return Run(model, parameters.as_dict(), version, chosen, end.counters.events_total, seconds, facts(end), why), end
+    return Run(model, parameters.as_dict(), version, chosen, end.counters.events_total, seconds, facts(end, story(trace)), why), end
 
 
 def keep(path: Path, done: Run) -> bool:
@@ -216,7 +217,6 @@ def kept(trace: TraceReader, model: str, parameters: Parameters, version: str, c
                 told = json.loads(row["facts"])
             except (ValueError, RecursionError):
                 return None
-            if not isinstance(told, dict):
-                return None
-            return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], told)
+            if isinstance(told, dict) and told.get("form") == FORM:
+                return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], told)
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analyzer.spaces import History, Space
+from analyzer.stays import History, Space
 from db.trace import TraceReader
 
 

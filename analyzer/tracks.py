@@ -9,7 +9,7 @@ import numpy as np
 
 from analyzer.journal import CAUSES, Journal, What
 from analyzer.role import unpack
-from analyzer.spaces import History, Space
+from analyzer.stays import History, Space
 from db.event import Kind, kind_name
 from db.marks import phases
 from db.queries import by_bucket
