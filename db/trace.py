@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -302,12 +303,13 @@ class TraceReader(_OpenTrace):
 
     def raw(self, statement: str, values: tuple[int, ...]) -> sqlite3.Cursor:
         """The cursor of a SELECT, as sqlite3 has it: for rows by the million. A damaged file raises ``TraceError`` here, not later."""
+        self._budget.renew()
+        connection = self._connection.connection.driver_connection
+        assert isinstance(connection, sqlite3.Connection)
         try:
-            connection = self._connection.connection.driver_connection
-            assert isinstance(connection, sqlite3.Connection)
             return connection.execute(statement, values)
-        except sqlite3.DatabaseError as error:
-            raise TraceError(f"{self.path} is damaged: {error}", "what can be read: sqlite3 FILE .recover") from error
+        except SQLITE_ERRORS as error:
+            raise trace_error(self.path, error) from error
 
     def table(self, name: str) -> Table:
         """A table, to build queries with."""
