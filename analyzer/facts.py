@@ -4,33 +4,76 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-from analyzer.cache import NR_PTE_CHAIN_ENTRIES
+from analyzer import hashing, parents
 from analyzer.context import PT_SHADOW_IO_MARK, PT_SHADOW_USER_MASK, PT_SHADOW_WRITABLE_MASK
 from analyzer.counters import as_sections
+from analyzer.origins import origins
 from analyzer.outcome import LivePage, Outcome
+from analyzer.overtime import over_time, phases
+from analyzer.reach import Moment, moment, most_shared_row, shared
 from analyzer.role import unpack
-from analyzer.sharing import Sharing, sharing
+from analyzer.rows import lives, rows_of
+from analyzer.sharing import Sharing, sharing_of, told_apart_by
+from analyzer.spaces import Spaces, spaces
+from analyzer.story import Story
 from x86.paging import PRESENT, USER, WRITABLE
 
 Facts = dict[str, Any]
 
+#: The form of these facts. It changes when a fact is added or changes its meaning, so that older kept runs are not taken for new.
+FORM = 2
 
-def facts(outcome: Outcome) -> Facts:
-    """Everything a replay tells, by name; docs/counters.md defines each entry."""
-    shared = sharing(outcome.journal)
-    out: Facts = {"mmu_pages": outcome.parameters.pages, "hash_buckets": outcome.parameters.buckets}
+#: Frames with several shadow pages that are named, at most.
+TOP_FRAMES = 20
+
+_NOTHING_KNOWN = Story()
+
+
+def facts(outcome: Outcome, story: Story = _NOTHING_KNOWN) -> Facts:
+    """Everything a replay tells, by name; docs/counters.md defines each entry.
+
+    ``story`` is what the trace knows of phases and programs.
+    """
+    rows = rows_of(outcome.journal)
+    alive = lives(rows)
+    shares = sharing_of(rows, alive)
+    known = spaces(rows, story)
+    end, peak = moment(rows, known, len(rows.event) - 1), moment(rows, known, most_shared_row(rows))
+    orphans = Counter(page.role for page in outcome.pages if not page.root_count and not page.parents)
+    events, accesses = outcome.counters.events_total, outcome.counters.events_access
+
+    out: Facts = {"form": FORM, "mmu_pages": outcome.parameters.pages, "hash_buckets": outcome.parameters.buckets}
     out |= as_sections(outcome.counters)
-    roles = sorted(shared.roles.items())
     out["get_page"]["by_role"] = [
-        {**unpack(role)._asdict(), "lookups": f.lookups, "hits": f.hits, "misses": f.misses} for role, f in roles if f.lookups
+        {**unpack(role)._asdict(), "lookups": f.lookups, "hits": f.hits, "misses": f.misses}
+        for role, f in shares.roles.items()
+        if f.lookups
     ]
     out["live"] = _live(outcome)
-    out["hash"] = _hash(outcome)
+    out["hash"] = {
+        **hashing.summary(outcome),
+        "chains": hashing.chains(outcome),
+        "worst": [asdict(bucket) for bucket in hashing.worst(outcome)],
+    }
     out["memory"] = {"nonzero_pages": outcome.nonzero_pages, "crc32": f"0x{outcome.memory_crc32:08x}"}
-    out["key"] = dict(shared.key)
-    out["roles"] = [
+    out["key"] = shares.key
+    out["roles"] = _roles(shares, orphans)
+    out["frames"] = {**_frames(shares), "top": _top_frames(outcome.pages, end, known)}
+    out["parents"] = [asdict(level) for level in parents.by_level(outcome.pages)]
+    out["parents_top"] = [asdict(page) for page in parents.most_shared(outcome.pages, end, known)]
+    out["spaces"] = _spaces(known, end)
+    out["space_sharing"] = {"peak": shared(peak), "end": shared(end)}
+    out["origin"] = {which: asdict(origin) for which, origin in origins(rows, known).items()}
+    out["phases"] = [asdict(phase) for phase in phases(rows, alive, story, events, accesses)]
+    out["over_time"] = asdict(over_time(rows, alive, events))
+    return out
+
+
+def _roles(shares: Sharing, orphans: Counter[int]) -> list[Facts]:
+    return [
         {
             **unpack(role)._asdict(),
             "lookups": f.lookups,
@@ -38,22 +81,48 @@ def facts(outcome: Outcome) -> Facts:
             "made": f.misses,
             "live": f.live,
             "peak": f.peak,
-            "deaths": dict(sorted(f.deaths.items())),
-            "emptied": dict(sorted(f.emptied.items())),
+            "orphans": orphans[role],
+            "deaths": f.deaths,
+            "emptied": f.emptied,
+            "lifetime": None if f.lifetime is None else asdict(f.lifetime),
         }
-        for role, f in roles
+        for role, f in shares.roles.items()
     ]
-    out["frames"] = _frames(shared)
-    out["parents"] = _parents(outcome.pages)
-    return out
 
 
-def _frames(shared: Sharing) -> Facts:
+def _frames(shares: Sharing) -> Facts:
     return {
-        "shadowed": len(shared.frames),
-        "told_apart_by": {name: {"now": spread.now, "peak": spread.peak} for name, spread in shared.spread.items()},
-        "by_pages": [{"pages": n, "now": now, "peak": peak} for n, (now, peak) in shared.pages_per_frame().items()],
+        "shadowed": shares.shadowed,
+        "told_apart_by": {name: asdict(spread) for name, spread in shares.spread.items()},
+        "by_pages": [{"pages": n, **asdict(spread)} for n, spread in shares.pages_per_frame.items()],
     }
+
+
+def _top_frames(pages: list[LivePage], end: Moment, known: Spaces) -> list[Facts]:
+    """The frames with the most shadow pages now, those of several only."""
+    by_frame: dict[int, list[LivePage]] = {}
+    for page in pages:
+        by_frame.setdefault(page.gfn, []).append(page)
+    top = sorted((gfn for gfn, mine in by_frame.items() if len(mine) > 1), key=lambda gfn: (-len(by_frame[gfn]), gfn))
+    found = []
+    for gfn in top[:TOP_FRAMES]:
+        roles = [unpack(page.role) for page in sorted(by_frame[gfn], key=lambda page: (page.role, page.birth))]
+        members = sorted({i for page in by_frame[gfn] for i in end.members(page.birth)})
+        found.append(
+            {
+                "gfn": gfn,
+                "pages": len(roles),
+                "roles": [role._asdict() for role in roles],
+                "names": list(parents.names(members, known)),
+                "told_apart_by": told_apart_by(roles),
+            }
+        )
+    return found
+
+
+def _spaces(known: Spaces, end: Moment) -> list[Facts]:
+    pages = Counter(i for page in end.spaces for i in end.members(page))
+    return [{**asdict(space), "pages_now": pages[i]} for i, space in enumerate(known.all)]
 
 
 def _live(outcome: Outcome) -> Facts:
@@ -67,40 +136,6 @@ def _live(outcome: Outcome) -> Facts:
         "max_parents": max((page.parents for page in pages), default=0),
         "by_role": [{**unpack(role)._asdict(), "pages": n} for role, n in sorted(by_role.items())],
     }
-
-
-def _hash(outcome: Outcome) -> Facts:
-    lengths = outcome.buckets
-    nonempty = sum(1 for length in lengths if length)
-    return {
-        "pages": sum(lengths),
-        "nonempty": nonempty,
-        "longest": max(lengths),
-        "mean_nonempty": round(len(outcome.pages) / nonempty, 6) if nonempty else 0.0,
-        "mean_all": round(sum(lengths) / len(lengths), 6),
-    }
-
-
-def _parents(pages: list[LivePage]) -> list[Facts]:
-    """By level: live pages with several parents now, the most parents and whose, chains in use and with a free slot."""
-    rows = []
-    for level in sorted({unpack(page.role).level for page in pages}):
-        here = [page for page in pages if unpack(page.role).level == level]
-        shared = [page for page in here if page.parents > 1]
-        chains = [used for page in here for used in page.chains]
-        top = max(here, key=lambda page: (page.parents, -page.gfn))
-        rows.append(
-            {
-                "level": level,
-                "pages": len(here),
-                "several_parents": len(shared),
-                "most_parents": top.parents,
-                "most_shared_gfn": top.gfn if shared else None,
-                "chains": len(chains),
-                "chains_not_full": sum(1 for used in chains if used < NR_PTE_CHAIN_ENTRIES),
-            }
-        )
-    return rows
 
 
 def state(outcome: Outcome) -> Iterator[Facts]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from analyzer.audit import audit
-from analyzer.facts import Facts, facts
+from analyzer.facts import FORM, Facts, facts
 from analyzer.mmu import Mmu
 from analyzer.model import Parameters
 from analyzer.outcome import Outcome, outcome
+from analyzer.recorded import story
 from db.errors import TraceError, UsageError
 from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
 from db.trace import TraceReader, store_run
@@ -106,7 +107,7 @@ def run(
     start = time.perf_counter()
     end = outcome(replay(trace, parameters, progress, audit_every))
     seconds = time.perf_counter() - start
-    return Run(model, parameters.as_dict(), version, "reference", end.counters.events_total, seconds, facts(end)), end
+    return Run(model, parameters.as_dict(), version, "reference", end.counters.events_total, seconds, facts(end, story(trace))), end
 
 
 def keep(path: Path, done: Run) -> bool:
@@ -127,6 +128,9 @@ def kept(trace: TraceReader, model: str, parameters: Parameters, version: str) -
     """The newest kept run of this model with these parameters over all events of the trace, if there is one."""
     wanted = json.dumps(parameters.as_dict(), sort_keys=True)
     for row in reversed(trace.rows("run")):
-        if (row["model"], row["parameters"], row["version"], row["events"]) == (model, wanted, version, trace.count()):
-            return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], json.loads(row["facts"]))
+        if (row["model"], row["parameters"], row["version"], row["events"]) != (model, wanted, version, trace.count()):
+            continue
+        known = json.loads(row["facts"])
+        if known.get("form") == FORM:
+            return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], known)
     return None

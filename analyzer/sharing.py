@@ -1,155 +1,192 @@
-"""Who shares what: facts drawn from the journal of a replay, from every look-up, birth and death of a shadow page in it."""
+"""Who shares what, by the parts of the key: roles, frames with several shadow pages, and what told those apart."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analyzer.journal import CAUSES, Journal, What
 from analyzer.role import Role, unpack
+from analyzer.rows import Lives, Rows, lives, rows_of
+from analyzer.running import Ints, count, crossings, distinct, pairs, peak, running
 
 #: The parts of the key that can tell two shadow pages of one frame apart.
 PARTS = ("level", "quadrant", "glevels", "metaphysical")
 
+#: The bits of each part in the role word.
+_BITS = {"level": 0xF0, "quadrant": 0x300, "glevels": 0xF, "metaphysical": 1 << 16}
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True)
+class Lifetime:
+    """How long pages lived that died, in events from birth to death."""
+
+    median: float
+    mean: float
+    max: int
+
+
+@dataclass(frozen=True)
 class RoleFacts:
     """What happened to the pages of one role."""
 
-    lookups: int = 0
-    hits: int = 0
-    misses: int = 0
-    live: int = 0
-    peak: int = 0
-    deaths: Counter[str] = field(default_factory=Counter)
+    lookups: int
+    hits: int
+    misses: int
+    live: int
+    peak: int
+    deaths: dict[str, int]
     """Pages freed, by cause."""
-    emptied: Counter[str] = field(default_factory=Counter)
+    emptied: dict[str, int]
     """Roots in use that were zapped and kept, by cause."""
+    lifetime: Lifetime | None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class Spread:
     """Guest frames that have several shadow pages at once, told apart in one way: now, and most at once."""
 
-    now: int = 0
-    peak: int = 0
-
-    def add(self, change: int) -> None:
-        """Count ``change`` frames more."""
-        self.now += change
-        self.peak = max(self.peak, self.now)
+    now: int
+    peak: int
 
 
+@dataclass(frozen=True)
 class Sharing:
     """Facts about roles and frames."""
 
-    def __init__(self) -> None:
-        self.roles: dict[int, RoleFacts] = {}
-        #: Roles of the live pages of each frame that has any.
-        self.frames: dict[int, list[Role]] = {}
-        self.spread = {name: Spread() for name in (*PARTS, "several")}
-        #: Frames with exactly this many live pages, at the most.
-        self.pages_per_frame_peak: Counter[int] = Counter()
-        self._pages_per_frame: Counter[int] = Counter()
-        #: Misses where a live page of the same frame differed in nothing but this part of the key.
-        self.key = dict.fromkeys(PARTS, 0)
-
-    def _role(self, role: int) -> RoleFacts:
-        facts = self.roles.get(role)
-        if facts is None:
-            facts = self.roles[role] = RoleFacts()
-        return facts
-
-    def hit(self, role: int) -> None:
-        """A look-up of ``role`` found its page."""
-        facts = self._role(role)
-        facts.lookups += 1
-        facts.hits += 1
-
-    def miss(self, gfn: int, role: int) -> None:
-        """A look-up of (``gfn``, ``role``) found nothing: count each part of the key that alone told a live page apart."""
-        facts = self._role(role)
-        facts.lookups += 1
-        facts.misses += 1
-        wanted = unpack(role)
-        alone = set()
-        for other in self.frames.get(gfn, ()):
-            differing = [part for part in PARTS if getattr(other, part) != getattr(wanted, part)]
-            if len(differing) == 1:
-                alone.add(differing[0])
-        for part in alone:
-            self.key[part] += 1
-
-    def made(self, gfn: int, role: int) -> None:
-        """A page of this key was made."""
-        facts = self._role(role)
-        facts.live += 1
-        facts.peak = max(facts.peak, facts.live)
-        before = self.frames.get(gfn, [])
-        self._change(gfn, before, [*before, unpack(role)])
-
-    def died(self, gfn: int, role: int, cause: str) -> None:
-        """A page of this key went to the free list."""
-        facts = self._role(role)
-        facts.live -= 1
-        facts.deaths[cause] += 1
-        before = self.frames[gfn]
-        after = list(before)
-        after.remove(unpack(role))
-        self._change(gfn, before, after)
-
-    def emptied(self, role: int, cause: str) -> None:
-        """A root in use of this role was zapped and kept."""
-        self._role(role).emptied[cause] += 1
-
-    def _change(self, gfn: int, before: list[Role], after: list[Role]) -> None:
-        if after:
-            self.frames[gfn] = after
-        else:
-            del self.frames[gfn]
-        gone, come = told_apart_by(before), told_apart_by(after)
-        for name in gone - come:
-            self.spread[name].add(-1)
-        for name in come - gone:
-            self.spread[name].add(1)
-        self._pages_per_frame[len(before)] -= 1
-        self._pages_per_frame[len(after)] += 1
-        self.pages_per_frame_peak[len(after)] = max(self.pages_per_frame_peak[len(after)], self._pages_per_frame[len(after)])
-
-    def pages_per_frame(self) -> dict[int, tuple[int, int]]:
-        """How many frames have so many shadow pages: {pages: (now, most at once)}, for 2 and more."""
-        return {n: (self._pages_per_frame[n], peak) for n, peak in sorted(self.pages_per_frame_peak.items()) if n > 1}
+    roles: dict[int, RoleFacts]
+    """By role word, in its order."""
+    shadowed: int
+    """Frames that have a shadow page."""
+    spread: dict[str, Spread]
+    pages_per_frame: dict[int, Spread]
+    """Frames with exactly so many shadow pages, for 2 and more."""
+    key: dict[str, int]
+    """Misses where a live page of the same frame differed in nothing but this part of the key."""
 
 
 def sharing(journal: Journal) -> Sharing:
     """The facts of a journal."""
-    found = Sharing()
-    keys = list(zip(journal.births["gfn"].tolist(), journal.births["role"].tolist(), strict=True))
-    rows = journal.rows[np.isin(journal.rows["what"], (What.MADE, What.FOUND, What.DIED, What.EMPTIED))]
-    for what, cause, page in zip(rows["what"].tolist(), rows["cause"].tolist(), rows["page"].tolist(), strict=True):
-        gfn, role = keys[page]
-        if what == What.FOUND:
-            found.hit(role)
-        elif what == What.MADE:
-            found.miss(gfn, role)
-            found.made(gfn, role)
-        elif what == What.DIED:
-            found.died(gfn, role, CAUSES[cause])
-        else:
-            found.emptied(role, CAUSES[cause])
+    rows = rows_of(journal)
+    return sharing_of(rows, lives(rows))
+
+
+def sharing_of(rows: Rows, alive: Lives) -> Sharing:
+    """The facts of a journal that is taken apart already."""
+    frame = rows.frame[alive.page]
+    after = running(frame, alive.delta)
+    per_frame = _pages_per_frame(after, alive.delta)
+    return Sharing(
+        _roles(rows, alive),
+        int(crossings(after, alive.delta, 1).sum()),
+        _spread(rows, alive, after),
+        per_frame,
+        _key(rows, alive, after),
+    )
+
+
+def _roles(rows: Rows, alive: Lives) -> dict[int, RoleFacts]:
+    words, role = np.unique(rows.role, return_inverse=True)
+    role = role.astype(np.int64)
+    size = len(words)
+    misses = count(role, size)
+    hits = count(role[rows.page[rows.of(What.FOUND)]], size)
+    deaths = _by_cause(rows, role, size, What.DIED)
+    emptied = _by_cause(rows, role, size, What.EMPTIED)
+    mine = role[alive.page]
+    live = running(mine, alive.delta)
+    peaks = np.zeros(size, np.int64)
+    np.maximum.at(peaks, mine, live)
+    now = np.bincount(mine, alive.delta, size).astype(np.int64).tolist()
+    lived = [_lifetime(rows, (role == i) & (rows.died >= 0)) for i in range(size)]
+    return {
+        word: RoleFacts(hits[i] + misses[i], hits[i], misses[i], now[i], int(peaks[i]), deaths[i], emptied[i], lived[i])
+        for i, word in enumerate(words.tolist())
+    }
+
+
+def _by_cause(rows: Rows, role: Ints, size: int, what: What) -> list[dict[str, int]]:
+    at = rows.of(what)
+    table = np.bincount(role[rows.page[at]] * len(CAUSES) + rows.cause[at], minlength=size * len(CAUSES)).reshape(size, len(CAUSES))
+    named = [sorted(zip(CAUSES, line, strict=True)) for line in table.tolist()]
+    return [{cause: n for cause, n in line if n} for line in named]
+
+
+def _lifetime(rows: Rows, which: NDArray[np.bool_]) -> Lifetime | None:
+    events = rows.event[rows.died[which]] - rows.event[rows.made[which]]
+    if not len(events):
+        return None
+    return Lifetime(round(float(np.median(events)), 1), round(float(events.mean()), 1), int(events.max()))
+
+
+def _pages_per_frame(after: Ints, delta: Ints) -> dict[int, Spread]:
+    """Frames with exactly n pages: each birth and death of a page moves its frame from one n to the next."""
+    at = np.flatnonzero(np.maximum(after, after - delta) > 1)
+    after, delta = after[at], delta[at]
+    found = {}
+    for n in range(2, int(after.max(initial=0)) + 1):
+        change = (after == n).astype(np.int64) - (after - delta == n)
+        found[n] = Spread(int(change.sum()), peak(change))
     return found
 
 
-def told_apart_by(roles: list[Role]) -> set[str]:
-    """In which ways a frame's live pages differ: ``several`` if there are two at all, and the parts of the key.
+def _spread(rows: Rows, alive: Lives, after: Ints) -> dict[str, Spread]:
+    """Only frames that ever have two pages at once are looked at."""
+    frame = rows.frame[alive.page]
+    crowded = np.zeros(int(rows.frame.max(initial=0)) + 1, bool)
+    crowded[frame[after > 1]] = True
+    at = np.flatnonzero(crowded[frame])
+    frame, delta, role = frame[at], alive.delta[at], rows.role[alive.page[at]]
+    ways: dict[str, NDArray[np.bool_]] = {
+        part: distinct(frame, role & _BITS[part], delta) > 1 for part in ("level", "glevels", "metaphysical")
+    }
+    ways["quadrant"] = distinct(frame, role, delta) > distinct(frame, role & ~_BITS["quadrant"], delta)
+    ways["several"] = after[at] > 1
+    out = {}
+    for name in (*PARTS, "several"):
+        change = _changes(frame, ways[name])
+        out[name] = Spread(int(change.sum()), peak(change))
+    return out
 
-    Quadrant counts where two pages are equal but for it; the other parts wherever two pages differ in them.
-    """
-    if len(roles) < 2:
-        return set()
+
+def _changes(groups: Ints, true: NDArray[np.bool_]) -> Ints:
+    """1 where a group's answer becomes true, -1 where it becomes false, else 0; it is false at first."""
+    order = np.argsort(groups, kind="stable")
+    value = true[order].astype(np.int64)
+    before = np.concatenate(([0], value[:-1]))
+    before[np.concatenate(([True], groups[order][1:] != groups[order][:-1]))[: len(before)]] = 0
+    out = np.empty(len(groups), np.int64)
+    out[order] = value - before[: len(value)]
+    return out
+
+
+def _key(rows: Rows, alive: Lives, after: Ints) -> dict[str, int]:
+    """A birth counts for a part where its frame has more pages that agree in all other parts than pages that agree in all."""
+    frame, role = rows.frame[alive.page], rows.role[alive.page]
+    birth = (alive.delta > 0) & (after > 1)
+    crowded = np.zeros(int(rows.frame.max(initial=0)) + 1, bool)
+    crowded[frame[birth]] = True
+    at = np.flatnonzero(crowded[frame])
+    frame, role, delta, birth = frame[at], role[at], alive.delta[at], birth[at]
+    same = running(pairs(frame, role), delta)
+    return {part: int(np.count_nonzero(birth & (running(pairs(frame, role & ~_BITS[part]), delta) > same))) for part in PARTS}
+
+
+def several_pages(rows: Rows, alive: Lives) -> Ints:
+    """After each birth and death how many frames have several shadow pages."""
+    return np.cumsum(crossings(running(rows.frame[alive.page], alive.delta), alive.delta, 2))
+
+
+def told_apart_by(roles: list[Role]) -> list[str]:
+    """In which parts of the key a frame's pages differ; quadrant counts where two are equal but for it."""
     ways = {part for part in ("level", "glevels", "metaphysical") if len({getattr(role, part) for role in roles}) > 1}
     if len({role._replace(quadrant=0) for role in roles}) < len(set(roles)):
         ways.add("quadrant")
-    return ways | {"several"}
+    return [part for part in PARTS if part in ways]
+
+
+def roles_of(words: list[int]) -> list[dict[str, int]]:
+    """Role words taken apart, in their order."""
+    return [unpack(word)._asdict() for word in sorted(words)]

@@ -1,0 +1,127 @@
+"""Address spaces: which one each row of a journal belongs to, what they are called, and what each did.
+
+An address space is the paging levels in force and the frame in cr3; without paging there is one for the whole machine. A
+frame can be the root of one program after another, so the names of programs part its time into generations. A name is learnt
+while the program runs: it holds from the cr3 load that the vCPU was then on - the first of them, where it loaded that frame
+several times in a row - up to the next program of the frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analyzer.journal import What
+from analyzer.rows import Rows
+from analyzer.running import Ints, count
+from analyzer.story import Name, Story
+
+_NEVER = 1 << 62
+
+
+@dataclass(frozen=True)
+class AddressSpace:
+    """An address space, and what was done in it."""
+
+    glevels: int
+    gfn: int
+    """Frame in cr3; 0 without paging."""
+    generation: int
+    """How many programs with this root were named up to it: 0 before the first."""
+    name: str
+    """The program's, raw, as the guest has it; ``gfn 0x..`` where none is known."""
+    loads: int
+    """Times a vCPU took its roots: cr3 loads with paging on, and changes of mode."""
+    lookups: int
+    hits: int
+    made: int
+    faults: int
+    first_event: int
+    last_event: int
+    """Of the last row of the journal in it."""
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """The address spaces of a replay, in order of their first use."""
+
+    all: list[AddressSpace]
+    of_row: Ints
+    """The address space of each row of the journal: the one that its vCPU was in."""
+
+
+def spaces(rows: Rows, story: Story) -> Spaces:
+    """Find the address spaces of a journal and give each row its own."""
+    switches = rows.of(What.SWITCHED)
+    glevels = rows.cause[switches]
+    gfn = np.where(glevels > 0, rows.page[switches] | rows.other[switches] << 32, 0)
+    generation = _generations(rows, switches, glevels, gfn, story.names)
+    keys = np.stack((glevels, gfn, generation), axis=1)
+    unique, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    of_row = place[which.reshape(-1)][_switch_of(rows, switches)]
+    return Spaces(_describe(rows, unique[order].tolist(), of_row, story.names), of_row)
+
+
+def _switch_of(rows: Rows, switches: Ints) -> Ints:
+    """For each row, which of ``switches`` its vCPU made last; the first for rows before any of its own."""
+    out = np.zeros(len(rows.event), np.int64)
+    for vcpu in np.unique(rows.vcpu).tolist():
+        mine = np.flatnonzero(rows.vcpu == vcpu)
+        own = np.flatnonzero(rows.vcpu[switches] == vcpu)
+        if len(own):
+            out[mine] = own[np.maximum(np.searchsorted(switches[own], mine, side="right") - 1, 0)]
+    return out
+
+
+def _generations(rows: Rows, switches: Ints, glevels: Ints, gfn: Ints, names: tuple[Name, ...]) -> Ints:
+    """For each switch, how many names its frame had got by the time that the vCPU left the frame."""
+    known: dict[int, list[int]] = {}
+    for name in names:
+        known.setdefault(name.gfn, []).append(name.first)
+    generation = np.zeros(len(switches), np.int64)
+    left = np.full(len(switches), _NEVER, np.int64)
+    for vcpu in np.unique(rows.vcpu[switches]).tolist():
+        own = np.flatnonzero(rows.vcpu[switches] == vcpu)
+        event = rows.event[switches[own]]
+        moves = np.flatnonzero((gfn[own][1:] != gfn[own][:-1]) | (glevels[own][1:] != glevels[own][:-1])) + 1
+        following = np.searchsorted(moves, np.arange(len(own)), side="right")
+        left[own] = np.concatenate((event[moves], [_NEVER]))[following]
+    for frame, firsts in known.items():
+        at = np.flatnonzero((gfn == frame) & (glevels > 0))
+        generation[at] = np.searchsorted(np.sort(np.array(firsts)), left[at], side="right")
+    return generation
+
+
+def _describe(rows: Rows, keys: list[list[int]], of_row: Ints, names: tuple[Name, ...]) -> list[AddressSpace]:
+    size = len(keys)
+    by_what = {what: count(of_row[rows.of(what)], size) for what in (What.SWITCHED, What.FOUND, What.MADE, What.FAULT)}
+    first = np.full(size, _NEVER, np.int64)
+    last = np.zeros(size, np.int64)
+    np.minimum.at(first, of_row, rows.event)
+    np.maximum.at(last, of_row, rows.event)
+    called: dict[int, list[str]] = {}
+    for name in sorted(names, key=lambda name: name.first):
+        called.setdefault(name.gfn, []).append(name.name)
+    found = []
+    for i, (glevels, gfn, generation) in enumerate(keys):
+        hits, made = by_what[What.FOUND][i], by_what[What.MADE][i]
+        found.append(
+            AddressSpace(
+                glevels,
+                gfn,
+                generation,
+                "no paging" if not glevels else called[gfn][generation - 1] if generation else f"gfn {gfn:#x}",
+                by_what[What.SWITCHED][i],
+                hits + made,
+                hits,
+                made,
+                by_what[What.FAULT][i],
+                int(first[i]),
+                int(last[i]),
+            )
+        )
+    return found
