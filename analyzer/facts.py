@@ -7,27 +7,34 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from analyzer import hashing, parents
-from analyzer.context import PT_SHADOW_IO_MARK, PT_SHADOW_USER_MASK, PT_SHADOW_WRITABLE_MASK
+from analyzer.context import PT32E_ROOT_LEVEL, PT_SHADOW_IO_MARK, PT_SHADOW_USER_MASK, PT_SHADOW_WRITABLE_MASK
 from analyzer.counters import as_sections
+from analyzer.findings import findings
+from analyzer.journal import AS_ROOT, What
 from analyzer.origins import origins
 from analyzer.outcome import LivePage, Outcome
 from analyzer.overtime import over_time, phases
 from analyzer.reach import Moment, moment, most_shared_row, shared
 from analyzer.role import unpack
-from analyzer.rows import lives, rows_of
+from analyzer.rows import Rows, lives, rows_of
+from analyzer.running import pairs
+from analyzer.running import peak as running_peak
 from analyzer.sharing import Sharing, sharing_of, told_apart_by
-from analyzer.spaces import Spaces, spaces
+from analyzer.spaces import Spaces, spaces, to_neighbours
 from analyzer.story import Story
 from x86.paging import PRESENT, USER, WRITABLE
 
 Facts = dict[str, Any]
 
 #: The form of these facts. It changes when a fact is added or changes its meaning, so that older kept runs are not taken for new.
-FORM = 2
+FORM = 3
 
-#: Frames with several shadow pages that are named, at most.
+#: Frames with several shadow pages that are named, at most; and frames whose pages were made most often.
 TOP_FRAMES = 20
+TOP_REMADE = 8
 
 _NOTHING_KNOWN = Story()
 
@@ -52,7 +59,8 @@ def facts(outcome: Outcome, story: Story = _NOTHING_KNOWN) -> Facts:
         for role, f in shares.roles.items()
         if f.lookups
     ]
-    out["live"] = _live(outcome)
+    out["roots"] |= {"of_frame_0": _pae_roots_of_frame_0(rows), "to_neighbours": to_neighbours(rows)}
+    out["live"] = {**_live(outcome), "peak": running_peak(alive.delta), "keys_ever": _keys_ever(rows)}
     out["hash"] = {
         **hashing.summary(outcome),
         "chains": hashing.chains(outcome),
@@ -61,7 +69,7 @@ def facts(outcome: Outcome, story: Story = _NOTHING_KNOWN) -> Facts:
     out["memory"] = {"nonzero_pages": outcome.nonzero_pages, "crc32": f"0x{outcome.memory_crc32:08x}"}
     out["key"] = shares.key
     out["roles"] = _roles(shares, orphans)
-    out["frames"] = {**_frames(shares), "top": _top_frames(outcome.pages, end, known)}
+    out["frames"] = {**_frames(shares), "top": _top_frames(outcome.pages, end, known), "most_made": _most_made(rows, known)}
     out["parents"] = [asdict(level) for level in parents.by_level(outcome.pages)]
     out["parents_top"] = [asdict(page) for page in parents.most_shared(outcome.pages, end, known)]
     out["spaces"] = _spaces(known, end)
@@ -69,6 +77,7 @@ def facts(outcome: Outcome, story: Story = _NOTHING_KNOWN) -> Facts:
     out["origin"] = {which: asdict(origin) for which, origin in origins(rows, known).items()}
     out["phases"] = [asdict(phase) for phase in phases(rows, alive, story, events, accesses)]
     out["over_time"] = asdict(over_time(rows, alive, events))
+    out["findings"] = [asdict(finding) for finding in findings(out, outcome.parameters)]
     return out
 
 
@@ -82,6 +91,7 @@ def _roles(shares: Sharing, orphans: Counter[int]) -> list[Facts]:
             "live": f.live,
             "peak": f.peak,
             "orphans": orphans[role],
+            "stores": f.stores,
             "deaths": f.deaths,
             "emptied": f.emptied,
             "lifetime": None if f.lifetime is None else asdict(f.lifetime),
@@ -118,6 +128,32 @@ def _top_frames(pages: list[LivePage], end: Moment, known: Spaces) -> list[Facts
             }
         )
     return found
+
+
+def _most_made(rows: Rows, known: Spaces) -> list[Facts]:
+    """The frames that shadow pages were made of most often, of those twice or more, and in which address spaces."""
+    times = np.bincount(rows.frame)
+    gfns = np.unique(rows.gfn).tolist()
+    found = []
+    for frame in np.argsort(-times, kind="stable")[:TOP_REMADE].tolist():
+        if times[frame] > 1:
+            made = rows.made[rows.frame == frame]
+            levels = sorted(set(rows.level[rows.page[made]].tolist()))
+            members = np.unique(known.of_row[made]).tolist()
+            found.append({"gfn": gfns[frame], "made": len(made), "levels": levels, "names": list(parents.names(members, known))})
+    return found
+
+
+def _pae_roots_of_frame_0(rows: Rows) -> int:
+    """Look-ups of PAE roots of frame 0: what 2.6.20 makes of absent entries of the page-directory-pointer table."""
+    at = rows.of(What.MADE, What.FOUND)
+    pages = rows.page[at[rows.cause[at] == AS_ROOT]]
+    return int(np.count_nonzero((rows.gfn[pages] == 0) & (rows.role[pages] & 15 == PT32E_ROOT_LEVEL)))
+
+
+def _keys_ever(rows: Rows) -> int:
+    """Different keys that pages were made of."""
+    return len(np.unique(pairs(rows.frame, rows.role)))
 
 
 def _spaces(known: Spaces, end: Moment) -> list[Facts]:

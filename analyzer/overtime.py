@@ -28,8 +28,7 @@ class Phase:
     """Its events; the last is before the first where none is in it."""
     cr3: int
     """Times a vCPU took roots."""
-    accesses: int | None
-    """``None`` where the trace was not asked."""
+    accesses: int
     faults: int
     lookups: int
     hits: int
@@ -78,9 +77,7 @@ def _counts(rows: Rows, starts: Ints) -> dict[What, list[int]]:
 
 def phases(rows: Rows, alive: Lives, story: Story, events: int, accesses: int) -> tuple[Phase, ...]:
     """The phases that the trace's marks make of ``events`` events with ``accesses`` accesses."""
-    marks = [mark for mark in story.marks if mark.first <= events + 1]
-    if not marks or marks[0].first > 1:
-        marks.insert(0, Mark("start", 1, accesses - sum(mark.accesses for mark in marks)))
+    marks = _marks(story, events, accesses)
     starts = np.array([mark.first for mark in marks], np.int64)
     counted = _counts(rows, starts)
     ends = [*(mark.first - 1 for mark in marks[1:]), events]
@@ -106,6 +103,21 @@ def phases(rows: Rows, alive: Lives, story: Story, events: int, accesses: int) -
         )
         for i, mark in enumerate(marks)
     )
+
+
+def _marks(story: Story, events: int, accesses: int) -> list[Mark]:
+    """The marks up to ``events``, with one where the trace begins."""
+    marks = [mark for mark in story.marks if mark.first <= events + 1]
+    if not marks or marks[0].first > 1:
+        marks.insert(0, Mark("start", 1, accesses - sum(mark.accesses for mark in marks)))
+    return marks
+
+
+def phase_of(rows: Rows, story: Story) -> tuple[list[str], Ints]:
+    """The names of the phases, and which one each row of the journal is in."""
+    marks = _marks(story, int(rows.event.max(initial=0)), 0)
+    starts = np.array([mark.first for mark in marks], np.int64)
+    return [mark.name for mark in marks], np.maximum(np.searchsorted(starts, rows.event, side="right") - 1, 0)
 
 
 def over_time(rows: Rows, alive: Lives, events: int) -> OverTime:

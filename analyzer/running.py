@@ -30,8 +30,9 @@ def distinct(groups: Ints, values: Ints, deltas: Ints) -> Ints:
 
 def crossings(after: Ints, deltas: Ints, mark: int) -> Ints:
     """1 where a running sum comes up to ``mark``, -1 where it falls below, else 0; ``deltas`` are 1 or -1."""
-    up, down = (after == mark) & (deltas > 0), (after == mark - 1) & (deltas < 0)
-    return up.astype(np.int64) - down.astype(np.int64)
+    up: Ints = ((after == mark) & (deltas > 0)).astype(np.int64)
+    down: Ints = ((after == mark - 1) & (deltas < 0)).astype(np.int64)
+    return up - down
 
 
 def pairs(first: Ints, second: Ints) -> Ints:

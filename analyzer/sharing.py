@@ -41,6 +41,8 @@ class RoleFacts:
     """Pages freed, by cause."""
     emptied: dict[str, int]
     """Roots in use that were zapped and kept, by cause."""
+    stores: int
+    """Intercepted stores to frames whose newest shadow page is of this role."""
     lifetime: Lifetime | None
 
 
@@ -100,9 +102,10 @@ def _roles(rows: Rows, alive: Lives) -> dict[int, RoleFacts]:
     peaks = np.zeros(size, np.int64)
     np.maximum.at(peaks, mine, live)
     now = np.bincount(mine, alive.delta, size).astype(np.int64).tolist()
+    stores = count(role[rows.page[rows.of(What.STORE)]], size)
     lived = [_lifetime(rows, (role == i) & (rows.died >= 0)) for i in range(size)]
     return {
-        word: RoleFacts(hits[i] + misses[i], hits[i], misses[i], now[i], int(peaks[i]), deaths[i], emptied[i], lived[i])
+        word: RoleFacts(hits[i] + misses[i], hits[i], misses[i], now[i], int(peaks[i]), deaths[i], emptied[i], stores[i], lived[i])
         for i, word in enumerate(words.tolist())
     }
 

@@ -96,6 +96,20 @@ def _generations(rows: Rows, switches: Ints, glevels: Ints, gfn: Ints, names: tu
     return generation
 
 
+def to_neighbours(rows: Rows) -> int:
+    """Switches from one frame to the frame beside it, so that only the lowest bit of the number changes.
+
+    Page-table isolation goes that way, from the kernel's tables to the user's and back.
+    """
+    switches = rows.of(What.SWITCHED)
+    total = 0
+    for vcpu in np.unique(rows.vcpu[switches]).tolist():
+        own = switches[(rows.vcpu[switches] == vcpu) & (rows.cause[switches] > 0)]
+        gfn = rows.page[own] | rows.other[own] << 32
+        total += int(np.count_nonzero(gfn[1:] ^ gfn[:-1] == 1))
+    return total
+
+
 def _describe(rows: Rows, keys: list[list[int]], of_row: Ints, names: tuple[Name, ...]) -> list[AddressSpace]:
     size = len(keys)
     by_what = {what: count(of_row[rows.of(what)], size) for what in (What.SWITCHED, What.FOUND, What.MADE, What.FAULT)}

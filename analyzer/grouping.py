@@ -1,0 +1,226 @@
+"""Look-ups, deaths, faults and stores grouped by whatever is asked: the ``--by`` of a report.
+
+A key that a row has no answer to leaves the row out: only hits have an origin, only deaths a cause, and a fault is of no level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.cache import hash_function
+from analyzer.journal import AS_ROOT, CAUSES, Fault, What
+from analyzer.origins import ORIGINS, hits
+from analyzer.outcome import Outcome
+from analyzer.overtime import phase_of
+from analyzer.rows import Rows, rows_of
+from analyzer.running import Ints, pairs
+from analyzer.spaces import Spaces, spaces
+from analyzer.story import Story
+from x86.registers import Mode
+
+Group = dict[str, Any]
+
+_OF_A_PAGE = (What.MADE, What.FOUND, What.DIED, What.EMPTIED, What.STORE)
+
+#: What is counted in each group.
+COUNTS = ("lookups", "hits", "made", "died", "emptied", "alive", "faults", "stores")
+
+_ABSENT = -1
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What keys are worked out from."""
+
+    outcome: Outcome
+    rows: Rows
+    spaces: Spaces
+    story: Story
+
+    def by_page(self, values: Ints) -> Ints:
+        """A value of each page, by birth number, for the rows that are about a page."""
+        out = np.full(len(self.rows.event), _ABSENT, np.int64)
+        at = self.rows.of(*_OF_A_PAGE)
+        out[at] = values[self.rows.page[at]]
+        return out
+
+    def some(self, at: Ints, values: Ints) -> Ints:
+        """Values of the rows ``at``, and none for the others."""
+        out = np.full(len(self.rows.event), _ABSENT, np.int64)
+        out[at] = values
+        return out
+
+
+Labels = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Something to group by: what it is, and for a journal the value of each row with what to call each value."""
+
+    about: str
+    values: Callable[[_Ground], tuple[Ints, Labels]]
+
+
+def _plain(number: int) -> int:
+    return number
+
+
+def _named(names: Sequence[str]) -> Labels:
+    return lambda number: names[number]
+
+
+def _mode(ground: _Ground) -> tuple[Ints, Labels]:
+    """The mode of the vCPU where a row is about no page."""
+    levels = np.array([space.glevels for space in ground.spaces.all])
+    values = ground.by_page(ground.rows.role & 15)
+    return np.where(values == _ABSENT, levels[ground.spaces.of_row], values), lambda number: Mode(number).label
+
+
+def _meta(ground: _Ground) -> tuple[Ints, Labels]:
+    return ground.by_page(ground.rows.role >> 16 & 1), _named(("", "meta"))
+
+
+def _kind(ground: _Ground) -> tuple[Ints, Labels]:
+    at = ground.rows.of(What.MADE, What.FOUND)
+    return ground.some(at, ground.rows.cause[at] & AS_ROOT), _named(("table", "root"))
+
+
+def _gfn(ground: _Ground) -> tuple[Ints, Labels]:
+    frames = np.unique(ground.rows.gfn)
+    return ground.by_page(ground.rows.frame), lambda number: f"{int(frames[number]):#x}"
+
+
+def _bucket(ground: _Ground) -> tuple[Ints, Labels]:
+    bucket_of = hash_function(ground.outcome.parameters)
+    buckets = np.array([bucket_of(gfn) for gfn in np.unique(ground.rows.gfn).tolist()], np.int64)
+    return ground.by_page(buckets[ground.rows.frame]), _plain
+
+
+def _process(ground: _Ground) -> tuple[Ints, Labels]:
+    names = list(dict.fromkeys(space.name for space in ground.spaces.all))
+    number = np.array([names.index(space.name) for space in ground.spaces.all])
+    return number[ground.spaces.of_row], _named(names)
+
+
+def _space(ground: _Ground) -> tuple[Ints, Labels]:
+    return ground.spaces.of_row, lambda number: label(ground.spaces, number)
+
+
+def label(known: Spaces, number: int) -> str:
+    """An address space told from all others: its program, the frame of its root, and which program of that frame it is."""
+    space = known.all[number]
+    if not space.glevels:
+        return space.name
+    return f"{space.name} @{space.gfn:#x}.{space.generation}" if space.generation else space.name
+
+
+def _phase(ground: _Ground) -> tuple[Ints, Labels]:
+    names, number = phase_of(ground.rows, ground.story)
+    return number, _named(names)
+
+
+def _cause(ground: _Ground) -> tuple[Ints, Labels]:
+    at = ground.rows.of(What.DIED, What.EMPTIED)
+    return ground.some(at, ground.rows.cause[at]), _named(CAUSES)
+
+
+def _origin(ground: _Ground) -> tuple[Ints, Labels]:
+    at, kind, _ = hits(ground.rows, ground.spaces)
+    return ground.some(at, kind), _named(ORIGINS)
+
+
+def _age(ground: _Ground) -> tuple[Ints, Labels]:
+    at, _, log = hits(ground.rows, ground.spaces)
+    return ground.some(at, log), lambda number: 1 << number
+
+
+def _answer(ground: _Ground) -> tuple[Ints, Labels]:
+    at = ground.rows.of(What.FAULT)
+    return ground.some(at, ground.rows.cause[at]), lambda number: Fault(number).name.lower()
+
+
+#: Everything that can be grouped by.
+KEYS = {
+    "mode": Key("paging mode", _mode),
+    "level": Key("level of the shadow page", lambda ground: (ground.by_page(ground.rows.level), _plain)),
+    "quadrant": Key("quadrant of the shadow page", lambda ground: (ground.by_page(ground.rows.role >> 8 & 3), _plain)),
+    "meta": Key("`meta` for pages of big pages and of the time without paging", _meta),
+    "kind": Key("`root` or `table`: what was looked up", _kind),
+    "gfn": Key("frame that the shadow page stands for", _gfn),
+    "bucket": Key("bucket of the hash table", _bucket),
+    "phase": Key("phase of the boot: from which mark on", _phase),
+    "process": Key("program, all its address spaces together", _process),
+    "space": Key("address space: one program on one root", _space),
+    "vcpu": Key("virtual CPU", lambda ground: (ground.rows.vcpu, _plain)),
+    "cause": Key("why shadow pages were zapped", _cause),
+    "origin": Key("who had made the page that was found", _origin),
+    "age": Key("events since the found page was made, up to this power of two", _age),
+    "answer": Key("how a fault was answered", _answer),
+}
+
+
+def grouped(outcome: Outcome, story: Story, by: Sequence[str], only: Sequence[tuple[str, str]] = ()) -> list[Group]:
+    """One row for each combination of values of the keys ``by``, in order of the values: the keys and ``COUNTS``.
+
+    ``only`` keeps the rows of the journal whose key has a value that is called so. Every name of a key is one of ``KEYS``.
+    """
+    rows = rows_of(outcome.journal)
+    ground = _Ground(outcome, rows, spaces(rows, story), story)
+    keep = np.ones(len(rows.event), bool)
+    for key, wanted in only:
+        values, name = KEYS[key].values(ground)
+        fitting = [number for number in np.unique(values).tolist() if number != _ABSENT and str(name(number)) == wanted]
+        keep &= np.isin(values, fitting)
+    columns = [KEYS[key].values(ground) for key in by]
+    for values, _ in columns:
+        keep &= values != _ABSENT
+    code = np.zeros(int(keep.sum()), np.int64)
+    for values, _ in columns:
+        code = pairs(np.unique(code, return_inverse=True)[1].astype(np.int64), values[keep])
+    unique, first, which = np.unique(code, return_index=True, return_inverse=True)
+    counted = _count(rows, keep, which.reshape(-1), len(unique))
+    places = np.flatnonzero(keep)[first].tolist()
+    return [
+        {
+            **{key: name(int(values[place])) for key, (values, name) in zip(by, columns, strict=True)},
+            **{count: numbers[i] for count, numbers in counted.items()},
+        }
+        for i, place in enumerate(places)
+    ]
+
+
+def _count(rows: Rows, keep: NDArray[np.bool_], which: Ints, size: int) -> dict[str, list[int]]:
+    what, page = rows.what[keep], rows.page[keep]
+
+    def of(mask: NDArray[np.bool_]) -> Ints:
+        return np.bincount(which[mask], minlength=size)
+
+    made, found = of(what == What.MADE), of(what == What.FOUND)
+    alive = (what == What.MADE) & (rows.died[np.where(what == What.MADE, page, 0)] < 0)
+    counts = {
+        "lookups": made + found,
+        "hits": found,
+        "made": made,
+        "died": of(what == What.DIED),
+        "emptied": of(what == What.EMPTIED),
+        "alive": of(alive),
+        "faults": of(what == What.FAULT),
+        "stores": of(what == What.STORE),
+    }
+    return {name: counts[name].tolist() for name in COUNTS}
+
+
+def arranged(groups: list[Group], sort: str | None, limit: int | None) -> list[Group]:
+    """Groups with the greatest ``sort`` first, where given; no more than ``limit``."""
+    if sort is not None and groups:
+        if isinstance(groups[0][sort], str):
+            groups = sorted(groups, key=lambda group: str(group[sort]))
+        else:
+            groups = sorted(groups, key=lambda group: -group[sort])
+    return groups[:limit]
