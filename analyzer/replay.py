@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from analyzer.audit import audit
 from analyzer.facts import FORM, Facts, facts
 from analyzer.mmu import Mmu
 from analyzer.model import Parameters
+from analyzer.model import parameters as model_parameters
 from analyzer.outcome import Outcome, outcome
 from analyzer.recorded import story
+from analyzer.saving import Costs, saved
 from db.errors import TraceError, UsageError
 from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
 from db.trace import TraceReader, store_run
@@ -22,6 +24,9 @@ from x86.registers import Mode, paging_mode
 
 #: Replayed events between two calls of a progress function.
 PROGRESS_EVENTS = 65536
+
+#: Whether a replay takes so little time that a report makes one without a cache too, unasked, to compare with.
+QUICK = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,29 @@ def run(
     end = outcome(replay(trace, parameters, progress, audit_every))
     seconds = time.perf_counter() - start
     return Run(model, parameters.as_dict(), version, "reference", end.counters.events_total, seconds, facts(end, story(trace))), end
+
+
+def yardstick(
+    trace: TraceReader, parameters: Parameters, version: str, wanted: bool | None, progress: Callable[[int], None] | None = None
+) -> tuple[Run | None, bool]:
+    """A run of the trace without a cache, of as many pages, and whether it was made just now and can be kept.
+
+    A kept one is taken where there is one. ``wanted`` says whether one is replayed otherwise; ``None`` does where that is quick.
+    """
+    if wanted is False or not parameters.caching:
+        return None, False
+    without = model_parameters("uncached", pages=parameters.pages, ram_pages=parameters.ram_pages, strict=parameters.strict)
+    known = kept(trace, "uncached", without, version)
+    if known is not None or not (QUICK if wanted is None else wanted):
+        return known, False
+    return run(trace, "uncached", without, version, progress)[0], True
+
+
+def with_saved(done: Run, without: Run | None, costs: Costs) -> Run:
+    """A run that also tells what its cache saved against a run without one."""
+    if without is None:
+        return done
+    return replace(done, facts={**done.facts, "saved": asdict(saved(done.facts, without.facts, costs))})
 
 
 def keep(path: Path, done: Run) -> bool:

@@ -8,37 +8,147 @@ from typing import Any
 import click
 
 from analyzer import replay
+from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, arranged, grouped
+from analyzer.model import Parameters
+from analyzer.outcome import Outcome
+from analyzer.recorded import story
 from analyzer.reports import json as json_report
+from analyzer.reports import rows as row_report
 from analyzer.reports import table
+from analyzer.reports.about import about as about_trace
+from analyzer.reports.text import look
+from analyzer.saving import Costs
+from db.errors import UsageError
 from db.trace import TraceReader
 from shadowtrace import __version__
 from shadowtrace.options import chosen, model_options, trace_argument
 from shadowtrace.progress import replay_line
 
+ROW_FORMATS = ("jsonl", "csv", "markdown")
+
 
 @click.command("report")
 @trace_argument
 @model_options
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("--all", "everything", is_flag=True, help="Do not fold rows that say the same.")
-def command(trace: Path, form: str, everything: bool, model: str, **options: Any) -> None:
+@click.option("--format", "form", type=click.Choice(["table", "json", *ROW_FORMATS]), default="table", show_default=True)
+@click.option("--all", "everything", is_flag=True, help="Do not fold rows that say the same, and leave nothing out.")
+@click.option("--by", metavar="KEY,..", help=f"Group instead: {', '.join(KEYS)}.")
+@click.option("--only", metavar="KEY=VALUE", multiple=True, help="Count only what has this value, as --by shows it; more than one: all.")
+@click.option("--sort", metavar="COLUMN", help=f"The greatest first: {', '.join(COUNTS)}; or a key of --by.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="No more than N rows.")
+@click.option("--saved/--no-saved", default=None, help="Replay without a cache too and compare. A kept run of that is compared anyway.")
+@click.option("--cycles-exit", type=click.IntRange(0), default=Costs.exit, show_default=True, help="Cost model: an exit and back.")
+@click.option("--cycles-fault", type=click.IntRange(0), default=Costs.fault, show_default=True, help="Cost model: work at a fault.")
+@click.option("--cycles-fill", type=click.IntRange(0), default=Costs.fill, show_default=True, help="Cost model: an entry made.")
+def command(
+    trace: Path,
+    form: str,
+    everything: bool,
+    by: str | None,
+    only: tuple[str, ...],
+    sort: str | None,
+    limit: int | None,
+    saved: bool | None,
+    cycles_exit: int,
+    cycles_fault: int,
+    cycles_fill: int,
+    model: str,
+    **options: Any,
+) -> None:
     """Print what a shadow page cache would have shared.
 
-    What has not been replayed yet with this model and these parameters is replayed first.
+    What has not been replayed yet with this model and these parameters is replayed first. With --by, and in the formats of rows
+    (jsonl, csv, markdown), it prints look-ups, deaths, faults and stores in groups instead: by mode, level, quadrant and meta
+    unless you say otherwise.
 
     \b
     Example:
       shadowtrace report boot.db
       shadowtrace report boot.db --model kvm-2.6.24 --format json
+      shadowtrace report boot.db --by phase,process --sort faults --limit 10
+      shadowtrace report boot.db --by level --only mode=long --only meta= --format csv
     """
     parameters = chosen(model, **options)
+    keys = _keys(by, sort, limit, only, form)
+    conditions = [_condition(text) for text in only]
     with TraceReader(trace) as opened:
-        run = replay.kept(opened, model, parameters, __version__)
-        fresh = run is None
-        if run is None:
-            with replay_line(opened.count()) as progress:
-                run, _ = replay.run(opened, model, parameters, __version__, progress)
-        about = table.about(opened, run)
-    if fresh:
-        replay.keep(trace, run)
-    click.echo(json_report.report(about, run) if form == "json" else table.report(about, run, everything))
+        if keys:
+            run, end = _replayed(opened, model, parameters)
+            groups = arranged(grouped(end, story(opened), keys, conditions), _column(sort, keys), limit)
+            about = about_trace(opened, run)
+            fresh = [run]
+        else:
+            run, fresh = _kept_or_replayed(opened, model, parameters, saved, Costs(cycles_exit, cycles_fault, cycles_fill))
+            about = about_trace(opened, run)
+    for done in fresh:
+        replay.keep(trace, done)
+    if not keys:
+        click.echo(json_report.report(about, run) if form == "json" else table.report(about, run, look(), everything))
+    elif form == "json":
+        click.echo(json_report.rows(about, run, groups))
+    elif form == "jsonl":
+        click.echo(row_report.jsonl(groups), nl=bool(groups))
+    elif form == "csv":
+        click.echo(row_report.csv(groups, keys))
+    elif form == "markdown":
+        click.echo(row_report.markdown(groups, keys))
+    else:
+        click.echo(row_report.table(groups, keys, look()))
+
+
+def _keys(by: str | None, sort: str | None, limit: int | None, only: tuple[str, ...], form: str) -> list[str]:
+    """What to group by; nothing for the whole report."""
+    if by is None:
+        if form in ROW_FORMATS:
+            return list(ROLE_KEYS)
+        if sort or limit or only:
+            raise UsageError("--sort, --limit and --only are for rows", "add --by KEY, or --format csv")
+        return []
+    keys = [key.strip() for key in by.split(",")]
+    for key in keys:
+        _known(key)
+    if len(set(keys)) < len(keys):
+        raise UsageError("--by names a key twice", "name each once")
+    return keys
+
+
+def _known(key: str) -> str:
+    if key not in KEYS:
+        raise UsageError(f"there is no key {key!r} to group by", f"keys: {', '.join(KEYS)}")
+    return key
+
+
+def _condition(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise UsageError(f"--only {text} is no KEY=VALUE", "such as --only level=1")
+    return _known(key), value
+
+
+def _column(sort: str | None, keys: list[str]) -> str | None:
+    """The column to sort by, which may be named as the table heads it."""
+    column = "hit_percent" if sort == "hit%" else sort
+    if column is not None and column not in (*COUNTS, *keys):
+        raise UsageError(f"there is no column {sort!r} to sort by", f"columns: {', '.join((*keys, *COUNTS))}")
+    return column
+
+
+def _replayed(opened: TraceReader, model: str, parameters: Parameters) -> tuple[replay.Run, Outcome]:
+    with replay_line(opened.count()) as progress:
+        return replay.run(opened, model, parameters, __version__, progress)
+
+
+def _kept_or_replayed(
+    opened: TraceReader, model: str, parameters: Parameters, saved: bool | None, costs: Costs
+) -> tuple[replay.Run, list[replay.Run]]:
+    """The run to report, with what its cache saved, and the runs that were made for it."""
+    run = replay.kept(opened, model, parameters, __version__)
+    fresh = []
+    if run is None:
+        run, _ = _replayed(opened, model, parameters)
+        fresh.append(run)
+    with replay_line(opened.count()) as progress:
+        without, made = replay.yardstick(opened, parameters, __version__, saved, progress)
+    if without is not None and made:
+        fresh.append(without)
+    return replay.with_saved(run, without, costs), fresh
