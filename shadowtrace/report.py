@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, arranged, grouped
 from analyzer.model import Parameters
 from analyzer.outcome import Outcome
 from analyzer.recorded import story
+from analyzer.reports import html as html_report
 from analyzer.reports import json as json_report
 from analyzer.reports import rows as row_report
 from analyzer.reports import table
@@ -19,6 +21,7 @@ from analyzer.reports.about import about as about_trace
 from analyzer.reports.text import look
 from analyzer.saving import Costs
 from db.errors import UsageError
+from db.files import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
 from shadowtrace.options import chosen, model_options, trace_argument
@@ -30,7 +33,8 @@ ROW_FORMATS = ("jsonl", "csv", "markdown")
 @click.command("report")
 @trace_argument
 @model_options
-@click.option("--format", "form", type=click.Choice(["table", "json", *ROW_FORMATS]), default="table", show_default=True)
+@click.option("--format", "form", type=click.Choice(["table", "json", "html", *ROW_FORMATS]), default="table", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead of printing.")
 @click.option("--all", "everything", is_flag=True, help="Do not fold rows that say the same, and leave nothing out.")
 @click.option("--by", metavar="KEY,..", help=f"Group instead: {', '.join(KEYS)}.")
 @click.option("--only", metavar="KEY=VALUE", multiple=True, help="Count only what has this value, as --by shows it; more than one: all.")
@@ -43,6 +47,7 @@ ROW_FORMATS = ("jsonl", "csv", "markdown")
 def command(
     trace: Path,
     form: str,
+    output: Path | None,
     everything: bool,
     by: str | None,
     only: tuple[str, ...],
@@ -67,10 +72,12 @@ def command(
       shadowtrace report boot.db --model kvm-2.6.24 --format json
       shadowtrace report boot.db --by phase,process --sort faults --limit 10
       shadowtrace report boot.db --by level --only mode=long --only meta= --format csv
+      shadowtrace report boot.db --format html -o boot.html
     """
     parameters = chosen(model, **options)
     keys = _keys(by, sort, limit, only, form)
     conditions = [_condition(text) for text in only]
+    _check_output(form, keys, output)
     with TraceReader(trace) as opened:
         if keys:
             run, end = _replayed(opened, model, parameters)
@@ -82,18 +89,40 @@ def command(
             about = about_trace(opened, run)
     for done in fresh:
         replay.keep(trace, done)
-    if not keys:
-        click.echo(json_report.report(about, run) if form == "json" else table.report(about, run, look(), everything))
+    if form == "html":
+        text = html_report.report(about, run)
+    elif not keys:
+        text = json_report.report(about, run) if form == "json" else table.report(about, run, look(), everything)
     elif form == "json":
-        click.echo(json_report.rows(about, run, groups))
+        text = json_report.rows(about, run, groups)
     elif form == "jsonl":
-        click.echo(row_report.jsonl(groups), nl=bool(groups))
+        text = row_report.jsonl(groups)
     elif form == "csv":
-        click.echo(row_report.csv(groups, keys))
+        text = row_report.csv(groups, keys)
     elif form == "markdown":
-        click.echo(row_report.markdown(groups, keys))
+        text = row_report.markdown(groups, keys)
     else:
-        click.echo(row_report.table(groups, keys, look()))
+        text = row_report.table(groups, keys, look())
+    _write(text, output)
+
+
+def _check_output(form: str, keys: list[str], output: Path | None) -> None:
+    if form == "html" and keys:
+        raise UsageError("a page shows the whole report, not rows", "leave out --by, or choose another --format")
+    if form == "html" and output is None and sys.stdout.isatty():
+        raise UsageError("a page is for a browser, not for a terminal", "-o FILE writes it to a file")
+    if output is not None:
+        check_target(output)
+
+
+def _write(text: str, output: Path | None) -> None:
+    """Print a report that ends with a line's end, or put it into a file; nothing where it is empty."""
+    whole = text and text.removesuffix("\n") + "\n"
+    if output is None:
+        click.echo(whole, nl=False)
+        return
+    with new_text(output) as out:
+        out.write(whole)
 
 
 def _keys(by: str | None, sort: str | None, limit: int | None, only: tuple[str, ...], form: str) -> list[str]:
