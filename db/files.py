@@ -31,7 +31,7 @@ def new_text(path: Path) -> Iterator[TextIO]:
     check_target(path)
     partial = path.with_name(f".{path.name}.partial") if path.is_file() or not path.exists() else path
     try:
-        with gzip.open(partial, "wt") if path.suffix == ".gz" else partial.open("w") as out:
+        with gzip.open(partial, "wt", encoding="utf-8") if path.suffix == ".gz" else partial.open("w", encoding="utf-8") as out:
             yield out
         if partial != path:
             partial.replace(path)

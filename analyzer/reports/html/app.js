@@ -49,22 +49,38 @@ function filters() {
   ].filter(Boolean));
 }
 
+function contents() {
+  document.getElementById("contents").append(...[...document.querySelectorAll("main > section")].map((part) =>
+    el("a", { href: `#${part.id}` }, part.querySelector("h2").textContent)));
+}
+
 /** Draw every view again; each keeps its place, its focus and its open numbers. */
 function draw() {
   for (const view of views) view();
+  reachable();
 }
 
 opening();
 filters();
 story(document.getElementById("story"));
+contents();
 draw();
 
 let drawnWidth = document.documentElement.clientWidth;
+document.addEventListener("toggle", reachable, true);
 addEventListener("resize", () => {
   if (document.documentElement.clientWidth === drawnWidth) return;
   drawnWidth = document.documentElement.clientWidth;
   draw();
 });
+
+/** Paper is drawn for its own width, so that letters keep their size. */
+addEventListener("beforeprint", () => {
+  document.body.style.width = "760px";
+  draw();
+  document.body.style.width = "";
+});
+addEventListener("afterprint", draw);
 
 document.getElementById("closing").append(el("p", {},
   `Made by shadowtrace ${report.run.version}. Charts: Observable Plot and D3 (ISC licence, in this file). `,

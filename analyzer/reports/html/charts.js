@@ -14,9 +14,9 @@ function plot(says, options) {
   return drawn;
 }
 
-/** Left margin that holds the longest of these labels, at most a third of the width. */
+/** Left margin that holds the longest of these labels, at most two fifths of the width. */
 function room(labels, width) {
-  return Math.min(width / 3, 16 + 6.6 * Math.max(...labels.map((label) => label.length)));
+  return Math.min(0.4 * width, 16 + 6.6 * Math.max(...labels.map((label) => label.length)));
 }
 
 function clip(label, margin) {
@@ -78,10 +78,10 @@ function alive(says, width, rows) {
 function columns(says, width, points, color, label) {
   return plot(says, {
     width: Math.min(width, Math.max(320, 60 + 44 * points.length)),
-    height: 190,
+    height: 196,
     marginLeft: 48,
     marginTop: 22,
-    marginBottom: 36,
+    marginBottom: 42,
     x: { domain: points.map((point) => point.at), label, labelAnchor: "center", labelArrow: "none", tickSize: 0, padding: 0.2 },
     y: { type: "sqrt", axis: null },
     marks: [

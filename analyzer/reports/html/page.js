@@ -24,6 +24,16 @@ function number(value) {
   return value ? value.toLocaleString("en-US") : "·";
 }
 
+/** A count within a sentence, where a dot would not be read. */
+function count(value) {
+  return value ? number(value) : "none";
+}
+
+/** A power of two in the space of an axis label: 64Ki. */
+function binary(value) {
+  return value >= 1 << 20 ? `${value >> 20}Mi` : value >= 1 << 10 ? `${value >> 10}Ki` : String(value);
+}
+
 /** A count in the space of an axis label: 1.5M. */
 function short(value) {
   for (const [unit, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
@@ -40,6 +50,11 @@ function share(part, whole) {
   return percent < 0.1 ? "<0.1%" : `${percent.toFixed(1)}%`;
 }
 
+/** A percentage within a sentence. */
+function percent(part, whole) {
+  return part ? share(part, whole) : "none";
+}
+
 function frame(gfn) {
   return gfn === null || gfn === undefined ? "" : `gfn 0x${gfn.toString(16)}`;
 }
@@ -53,20 +68,21 @@ const FOLD = 12;
 
 /**
  * A table that scrolls by itself and sorts by any column.
- * columns: {label, of(row), show(row)?, text?}; text columns stand left, numbers right.
+ * columns: {label, of(row), show(row)?, text?, long?}; text columns stand left, numbers right; long ones may wrap.
  */
 function table(name, columns, rows) {
   let all = rows.length <= FOLD + 3;
   let sorted = rows;
   const body = el("tbody");
+  const rest = el("p", { class: "rest" }, `The first ${FOLD} of ${rows.length} rows.`);
   const more = el("button", { type: "button", class: "more", click: () => { all = true; fill(); } }, `Show all ${rows.length}`);
   const fill = () => {
     body.replaceChildren(...(all ? sorted : sorted.slice(0, FOLD)).map((row) =>
       el("tr", {}, ...columns.map((column) => {
         const shown = column.show ? column.show(row) : column.text ? column.of(row) : number(column.of(row));
-        return el("td", column.text ? { class: "text" } : {}, shown ?? "");
+        return el("td", { class: column.long ? "text long" : column.text ? "text" : null }, shown ?? "");
       }))));
-    more.hidden = all;
+    more.hidden = rest.hidden = all;
   };
   const heads = columns.map((column) => {
     const head = el("th", { scope: "col", class: column.text ? "text" : null });
@@ -80,8 +96,19 @@ function table(name, columns, rows) {
     return head;
   });
   fill();
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${name}: table` },
-    el("table", {}, el("thead", {}, el("tr", {}, ...heads)), body), more);
+  return el("div", {}, scrolling(`${name}: table`, el("table", {}, el("thead", {}, el("tr", {}, ...heads)), body)), more, rest);
+}
+
+/** A place that scrolls sideways where its content is wider; ``reachable`` makes those that do stops of the tab key. */
+function scrolling(name, content) {
+  return el("div", { class: "scroll", role: "region", "aria-label": name }, content);
+}
+
+function reachable() {
+  for (const place of document.querySelectorAll(".scroll")) {
+    if (place.scrollWidth > place.clientWidth) place.tabIndex = 0;
+    else place.removeAttribute("tabindex");
+  }
 }
 
 /** A legend: the colours of a chart and what they mean. */

@@ -19,7 +19,7 @@ function spacesSection(story) {
       const large = width / spaces.length > 60;
       return {
         says,
-        chart: [scrolling("Sharing matrix", cells(says, width, names, names, shared.flatMap((row, i) => row.map((count, column) => ({
+        chart: [scrolling("Sharing matrix: chart", cells(says, width, names, names, shared.flatMap((row, i) => row.map((count, column) => ({
           row: i, column, own: i === column,
           part: most ? Math.sqrt(count / most) * (chosen.space === null || [spaces[i], spaces[column]].includes(chosen.space) ? 1 : 0.15) : 0,
           lines: [number(count)],
@@ -68,7 +68,7 @@ const ORIGINS = {
   other_mode: ["another paging mode", "var(--faults)"],
 };
 
-function origin(story) {
+function originSection(story) {
   const { origin: from } = facts();
   if (!from) return;
   const place = section(story, "origin", "Where hits come from");
@@ -89,13 +89,13 @@ function origin(story) {
   });
   for (const [which, label] of kinds) {
     figure(place, `age-${which}`, `How old the page was: ${label}`, (width) => {
-      const points = from[which].age.map((row) => ({ at: short(row.up_to), value: row.hits, up_to: row.up_to }));
+      const points = from[which].age.map((row) => ({ at: binary(row.up_to), value: row.hits, up_to: row.up_to }));
       if (!points.length) return { says: "Nothing was found." };
       const most = d3.greatest(points, (point) => point.value);
       const says = `Hits by the events since the page was made, up to each number and more than half of it. Most, ${number(most.value)} of ${number(d3.sum(points, (point) => point.value))}, were up to ${most.at} events old.`;
       return {
         says,
-        chart: [scrolling("Ages", columns(says, Math.max(width, 44 * points.length), points, ORIGINS.same_root[1], "events since it was made, up to"))],
+        chart: [scrolling("Ages: chart", columns(says, Math.max(width, 44 * points.length), points, ORIGINS.same_root[1], "events since it was made, up to"))],
         numbers: table("Age of found pages", [
           { label: "up to events", of: (row) => row.up_to },
           { label: "hits", of: (row) => row.value },
@@ -105,7 +105,7 @@ function origin(story) {
   }
 }
 
-function deaths(story) {
+function deathsSection(story) {
   const place = section(story, "deaths", "How shadow pages died");
   const { zaps, live } = facts();
   figure(place, "deaths-roles", "Zaps by role and cause", (width) => {
@@ -132,24 +132,61 @@ function deaths(story) {
   });
 }
 
-function key(story) {
+function keySection(story) {
   const place = section(story, "key", "What each part of the key kept apart");
   const { key: parts, get_page: get } = facts();
   figure(place, "key-parts", "Misses that only one part of the key explains", (width) => {
     const says = `Of ${number(get.misses)} misses, those where a live page of the same frame differed in nothing but this part.`;
-    const rows = Object.entries(parts).map(([part, count]) => ({ label: part === "glevels" ? "paging mode" : part, count, note: `${number(count)} (${share(count, get.misses)})`, parts: [["n", count]] }));
+    const rows = Object.entries(parts).map(([part, misses]) => ({ label: part === "glevels" ? "paging mode" : part, misses, note: misses ? `${number(misses)} (${share(misses, get.misses)})` : "none", parts: [["n", misses]] }));
     return {
       says,
       chart: bars(says, width, rows, { n: HIT }),
       numbers: table("Parts of the key", [
         { label: "part", text: true, of: (row) => row.label },
-        { label: "misses", of: (row) => row.count },
+        { label: "misses", of: (row) => row.misses },
       ], rows),
     };
   });
 }
 
-function hash(story) {
+const SAVED = {
+  faults: "page faults",
+  exits: "exits",
+  pages_made: "shadow pages made",
+  entries_filled: "shadow entries filled",
+};
+
+function savedSection(story) {
+  const { saved } = facts();
+  const place = section(story, "saved", "What it saved");
+  figure(place, "saved-counts", "With the cache and without", (width) => {
+    if (!saved) return { says: "This report was made without a run of the uncached model to compare with." };
+    const { cycles } = saved;
+    const rows = [
+      ...Object.entries(SAVED).filter(([name]) => saved[name]).map(([name, label]) => ({ label, ...saved[name] })),
+      { label: "cycles, by the cost model", cached: cycles.cached, uncached: cycles.uncached },
+    ];
+    const says = "Uncached, every load of cr3 starts from nothing: its bars are whole. "
+      + `The cost model counts ${number(cycles.exit)} cycles for an exit, ${number(cycles.fault)} more for a fault and ${number(cycles.fill)} for an entry filled.`;
+    return {
+      says,
+      chart: [legend([["with the cache", HIT], ["saved by it", MISS]]), bars(says, width, rows.map((row) => ({
+        label: row.label,
+        note: `${short(row.cached)} instead of ${short(row.uncached)}`,
+        parts: [["cached", row.cached], ["saved", Math.max(0, row.uncached - row.cached)]],
+      })), { cached: HIT, saved: MISS }, true)],
+      numbers: table("Saved", [
+        { label: "", text: true, of: (row) => row.label },
+        { label: "with the cache", of: (row) => row.cached },
+        { label: "uncached", of: (row) => row.uncached },
+        { label: "with the cache, a cr3 load", of: (row) => row.per_cr3_cached },
+        { label: "uncached, a cr3 load", of: (row) => row.per_cr3_uncached },
+      ], rows),
+    };
+  });
+}
+
+function hashSection(story) {
   const place = section(story, "hash", "The hash table");
   const { hash: table_, hash_buckets: buckets } = facts();
   figure(place, "chains", "How long its chains are", (width) => {
@@ -158,7 +195,7 @@ function hash(story) {
     const points = table_.chains.map((row) => ({ at: row.length, value: row.buckets }));
     return {
       says,
-      chart: [scrolling("Chains", columns(says, width, points, "var(--made)", "pages in a bucket"))],
+      chart: [scrolling("Chains: chart", columns(says, width, points, "var(--made)", "pages in a bucket"))],
       numbers: table("Chains", [{ label: "pages in a bucket", of: (row) => row.at, show: (row) => String(row.at) }, { label: "buckets", of: (row) => row.value }], points),
     };
   });
@@ -170,14 +207,14 @@ function hash(story) {
         { label: "bucket", of: (row) => row.bucket, show: (row) => String(row.bucket) },
         { label: "pages", of: (row) => row.pages },
         { label: "frames", of: (row) => row.frames },
-        { label: "why", text: true, of: (row) => printable(row.why) },
-        { label: "roles", text: true, of: (row) => row.roles.map((role) => `${number(role.pages)} × ${roleName(role)}`).join(", ") },
+        { label: "why", text: true, long: true, of: (row) => printable(row.why) },
+        { label: "roles", text: true, long: true, of: (row) => row.roles.map((role) => `${number(role.pages)} × ${roleName(role)}`).join(", ") },
       ], table_.worst),
     };
   });
 }
 
-function corners(story) {
+function cornersSection(story) {
   const met = Object.entries(facts().corner).filter(([, count]) => count);
   if (!met.length) return;
   const place = section(story, "corners", "Where 2.6.20 itself would have broken");
@@ -187,10 +224,10 @@ function corners(story) {
   ], met));
 }
 
-function findings(story) {
+function findingsSection(story) {
   const found = facts().findings;
   if (!found) return;
-  const place = section(story, "findings", "Worth a look");
+  const place = section(story, "findings", found.length ? `Worth a look (${found.length})` : "Worth a look");
   if (!found.length) {
     place.append(el("p", { class: "says" }, "Nothing stands out: no rule of docs/counters.md fires on this run."));
     return;
@@ -201,7 +238,12 @@ function findings(story) {
     el("small", {}, printable(finding.rule))))));
 }
 
-/** Every section, in the order of the terminal's report, with time after the answer. */
+/** In the order of the terminal's report, with time after the answer. */
+const SECTIONS = [
+  answerSection, bootSection, whereSection, framesSection, parentsSection, spacesSection, originSection, deathsSection, keySection,
+  savedSection, hashSection, cornersSection, findingsSection,
+];
+
 function story(place) {
-  for (const part of [answer, boot, where, frames, parents, spacesSection, origin, deaths, key, hash, corners, findings]) part(place);
+  for (const part of SECTIONS) part(place);
 }

@@ -22,15 +22,22 @@ function modeName(glevels) {
   return report.modes[glevels] ?? `${glevels} levels`;
 }
 
-/** A role in words; the quadrant where the mode has any. */
+/** A role in words; the quadrant, or the span of a folded row's, where the mode has any. */
 function roleName(role) {
-  const quadrant = role.glevels === 0 || role.glevels === 2 ? ` q${role.quadrant}` : "";
+  const [first, last] = [role.quadrants?.[0] ?? role.quadrant, role.quadrants?.at(-1) ?? role.quadrant];
+  const quadrant = role.glevels !== 0 && role.glevels !== 2 ? "" : ` q${first}${last > first ? `..${last}` : ""}`;
   return `${modeName(role.glevels)} level ${role.level}${quadrant}${role.metaphysical ? " meta" : ""}`;
 }
 
 function spaceName(space) {
   const name = printable(space.name);
-  return name.includes(space.gfn.toString(16)) || space.glevels === 0 ? name : `${name} · ${frame(space.gfn)} · ${short(space.first_event)}`;
+  return name.startsWith("gfn ") || space.glevels === 0 ? name : `${name} from ${short(space.first_event)}`;
+}
+
+/** Roles whose numbers are the same but for the quadrant, as one row: {...role, quadrants}. */
+function folded(roles) {
+  const same = (role) => [role.glevels, role.level, role.metaphysical, role.lookups, role.hits, role.live, role.peak, causes(role)].join();
+  return d3.groups(roles, same).map(([, group]) => ({ ...group[0], quadrants: group.map((role) => role.quadrant) }));
 }
 
 /** From a mode's highest level down, quadrants up: the order of the terminal's table. */
@@ -42,6 +49,7 @@ const facts = () => report.facts;
 const phase = () => (chosen.phase === null ? null : facts().phases[chosen.phase]);
 const space = () => (chosen.space === null ? null : facts().spaces[chosen.space]);
 const inMode = (row) => chosen.mode === null || row.glevels === chosen.mode;
+const inRange = (buckets) => buckets.filter((bucket) => bucket.end > range()[0] && bucket.first <= range()[1]);
 const ofSpace = (names) => space() === null || names.includes(space().name);
 const range = () => (phase() === null ? [1, Math.max(report.run.events, 2)] : [phase().first, Math.max(phase().last, phase().first + 1)]);
 
@@ -62,7 +70,7 @@ function figure(place, id, title, make) {
   const details = el("details", {}, el("summary", {}, "Numbers", el("span", { class: "hidden" }, ` of: ${title}`)), numbers);
   place.append(el("figure", { id }, el("figcaption", {}, el("h3", {}, title), says), chart, details));
   views.push(() => {
-    const made = make(place.clientWidth);
+    const made = make(chart.clientWidth);
     says.replaceChildren(made.says);
     chart.replaceChildren(...[made.chart ?? []].flat());
     numbers.replaceChildren(...[made.numbers ?? []].flat());
@@ -82,7 +90,27 @@ function listing(place, id, title, make) {
   });
 }
 
-function answer(story) {
+/** One number of facts.over_time in the chosen range. */
+function overTime(place, id, title, key, color, unit) {
+  const over = facts().over_time;
+  if (!over) return;
+  figure(place, id, title, (width) => {
+    const shown = inRange(over.buckets);
+    const most = d3.greatest(shown, (bucket) => bucket[key]);
+    if (!most?.[key]) return { says: `None ${phase() ? "in this phase" : "at any time"}.` };
+    const says = `After each ${number(over.bucket_events)} events: up to ${number(most[key])} ${unit}, first after event ${number(most.end - 1)}; ${count(shown.at(-1)[key])} at the end.`;
+    return {
+      says,
+      chart: strip(says, width, range(), shown, key, color),
+      numbers: table(title, [
+        { label: "after event", of: (row) => row.end - 1 },
+        { label: unit, of: (row) => row[key] },
+      ], shown),
+    };
+  });
+}
+
+function answerSection(story) {
   const place = section(story, "answer", "The answer");
   const tiles = el("div", { class: "tiles", "aria-live": "polite" });
   const where = el("p", { class: "says" });
@@ -105,7 +133,7 @@ function answer(story) {
       tile(share(now.hits, now.lookups), "of look-ups hit", `${number(now.hits)} of ${number(now.lookups)}`),
       tile(number(now.faults), "page faults (exits)", now.accesses === null ? of("faults") : `of ${number(now.accesses)} recorded accesses`),
       tile(number(now.stores), "stores to tables emulated", part ? of("stores") : `of ${number(writes.plain + writes.protected)} recorded stores to tables`),
-      tile(number(now.zapped), "pages zapped", part ? of("zapped") : `${number(whole.made)} were made`),
+      tile(number(now.zapped), "pages zapped", part ? of("zapped") : `${number(whole.made)} made; ${count(zaps.root_kept)} of the zaps kept a root`),
     );
   });
 }
@@ -125,7 +153,7 @@ function packed(rows, most, length) {
   return drawn;
 }
 
-function boot(story) {
+function bootSection(story) {
   const place = section(story, "boot", "The boot over time");
   const over = facts().over_time;
   if (over) {
@@ -138,8 +166,8 @@ function boot(story) {
     const lengths = range()[1] - range()[0];
     const spaces = packed((facts().spaces ?? []).map((row, index) => ({ space: index, name: printable(row.name), first: row.first_event, last: row.last_event }))
       .filter((row) => row.last >= range()[0] && row.first <= range()[1]), LANES, lengths);
-    const shown = over.buckets.filter((bucket) => bucket.end > range()[0] && bucket.first <= range()[1]);
-    const stage = el("div", { class: "stage" }, ...timeline(width, range(), over, phaseLanes(), spaces, chosen.space));
+    const shown = inRange(over.buckets);
+    const stage = el("div", { class: "stage" }, ...timeline(width, range(), over, shown, phaseLanes(), spaces, chosen.space));
     const columns = [
       { label: "from event", of: (row) => row.first },
       ...SERIES.map(([key, label]) => ({ label, of: (row) => row[key] })),
@@ -150,8 +178,8 @@ function boot(story) {
       { label: "frames, several pages", of: (row) => row.several_pages },
     ];
     return {
-      says: `${phase() ? `The phase “${printable(phase().name)}”` : "The whole recording"} from left to right, counted in recorded events: `
-        + `each column is ${number(over.bucket_events)} of them. Time passes where the guest touches memory anew.`,
+      says: `${phase() ? `The phase “${printable(phase().name)}”` : "The whole recording"} from left to right, counted in recorded events, not in seconds: `
+        + `each column is ${number(over.bucket_events)} of them.`,
       chart: [stage, cursor(stage, width, range(), shown, phaseLanes(), spaces)],
       numbers: table("The boot over time", columns, shown),
     };
@@ -178,7 +206,7 @@ function boot(story) {
   });
 }
 
-function where(story) {
+function whereSection(story) {
   const place = section(story, "where", "Where the cache found its pages");
   const roles = () => facts().roles.filter(inMode).sort(byRole);
   const columns = [
@@ -194,10 +222,10 @@ function where(story) {
     { label: "peak", of: (row) => row.peak },
     { label: "orphans", of: (row) => row.orphans },
     { label: "lifetime, median", of: (row) => row.lifetime?.median ?? null, show: (row) => (row.lifetime ? number(row.lifetime.median) : "") },
-    { label: "died of", text: true, of: causes },
+    { label: "died of", text: true, long: true, of: causes },
   ];
   figure(place, "hits", "Found and not found, by role", (width) => {
-    const rows = roles().filter((role) => role.lookups);
+    const rows = folded(roles().filter((role) => role.lookups));
     if (!rows.length) return { says: "No page was looked up here." };
     const best = d3.greatest(rows.filter((role) => role.hits), (role) => role.hits / role.lookups);
     const busiest = d3.greatest(rows, (role) => role.lookups - role.hits);
@@ -207,14 +235,14 @@ function where(story) {
       says,
       chart: [legend([["hit", HIT], ["missed: a page was made", MISS]]), bars(says, width, rows.map((role) => ({
         label: roleName(role),
-        note: `${share(role.hits, role.lookups)} of ${number(role.lookups)}`,
+        note: `${percent(role.hits, role.lookups)} of ${role.quadrants.length > 1 ? `${role.quadrants.length} × ` : ""}${number(role.lookups)}`,
         parts: [["hit", role.hits], ["missed", role.lookups - role.hits]],
       })), { hit: HIT, missed: MISS }, true)],
       numbers: table("Look-ups by role", columns, roles()),
     };
   });
   figure(place, "levels", "Alive at the end and at the peak, by role", (width) => {
-    const rows = roles().filter((role) => role.peak);
+    const rows = folded(roles().filter((role) => role.peak));
     if (!rows.length) return { says: "No page was ever alive here." };
     const most = d3.greatest(rows, (role) => role.peak);
     const says = `Bars are the shadow pages alive at the end, ticks the most that a role ever had at once: ${number(most.peak)} of ${roleName(most)}, in a cache of ${number(facts().mmu_pages)}.`;
@@ -225,7 +253,7 @@ function where(story) {
       numbers: table("Alive by role", columns, rows),
     };
   });
-  figure(place, "quadrants", "Quadrants", () => {
+  figure(place, "quadrants", "Quadrants", (width) => {
     const rows = roles().filter((role) => role.glevels === 2 || role.glevels === 0);
     if (!rows.length) return { says: "No table of the guest has quadrants here: only two-level paging's tables, of 1,024 entries, need several shadow pages of 512 each." };
     const groups = d3.groups(rows, (role) => roleName({ ...role, glevels: role.glevels }).replace(/ q\d/, ""));
@@ -233,10 +261,10 @@ function where(story) {
       + "Each cell is one quadrant, the darker the more of its look-ups hit.";
     return {
       says,
-      chart: [scrolling("Quadrants", cells(says, place.clientWidth, groups.map(([name]) => name), ["q0", "q1", "q2", "q3"],
+      chart: [scrolling("Quadrants: chart", cells(says, width, groups.map(([name]) => name), ["q0", "q1", "q2", "q3"],
         groups.flatMap(([, mine], row) => mine.map((role) => ({
           row, column: role.quadrant, part: role.lookups ? role.hits / role.lookups : 0,
-          lines: [`${share(role.hits, role.lookups)} hit`, `${number(role.made)} made`, `${number(role.live)} alive`],
+          lines: [`${percent(role.hits, role.lookups)} hit`, `${count(role.made)} made`, `${count(role.live)} alive`],
         }))), { width: 104, height: 58 }))],
       numbers: table("Quadrants", columns, rows),
     };
@@ -249,13 +277,9 @@ function causes(role) {
   return [...parts, ...(emptied ? [`${number(emptied)} roots emptied`] : [])].join(", ");
 }
 
-function scrolling(name, drawn) {
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${name}: chart` }, drawn);
-}
-
-function frames(story) {
+function framesSection(story) {
   const place = section(story, "frames", "One guest page, several shadow pages");
-  const { told_apart_by: apart, by_pages: byPages, shadowed, top } = facts().frames;
+  const { told_apart_by: apart, by_pages: byPages, shadowed, top, most_made: remade } = facts().frames;
   figure(place, "apart", "What tells them apart", (width) => {
     const says = `${number(apart.several.now)} of ${number(shadowed)} shadowed frames have several shadow pages now, ${number(apart.several.peak)} had at the peak.`;
     const rows = [
@@ -265,7 +289,7 @@ function frames(story) {
     return {
       says: `${says} A frame may count in several rows.`,
       chart: [legend([["now", HIT], ["more at the peak", MISS]]), bars(says, width, rows.map((row) => ({
-        label: row.label, note: `${number(row.now)} now, ${number(row.peak)} at the peak`, parts: [["now", row.now], ["peak", row.peak - row.now]],
+        label: row.label, note: `${count(row.now)} now, ${count(row.peak)} at the peak`, parts: [["now", row.now], ["peak", row.peak - row.now]],
       })), { now: HIT, peak: MISS })],
       numbers: table("Frames with several shadow pages", [
         { label: "told apart", text: true, of: (row) => row.label },
@@ -274,6 +298,7 @@ function frames(story) {
       ], rows),
     };
   });
+  overTime(place, "frames-time", "Frames with several shadow pages, over time", "several_pages", "var(--cr3)", "frames");
   listing(place, "frames-top", "The frames with most shadow pages", () => {
     const rows = (top ?? []).filter((row) => ofSpace(row.names) && (chosen.mode === null || row.roles.some(inMode)));
     if (!rows.length) return { says: "No frame has several shadow pages here." };
@@ -282,15 +307,28 @@ function frames(story) {
       numbers: table("Frames", [
         { label: "frame", text: true, of: (row) => frame(row.gfn) },
         { label: "pages", of: (row) => row.pages },
-        { label: "told apart by", text: true, of: (row) => row.told_apart_by.map((part) => (part === "glevels" ? "paging mode" : part)).join(", ") },
-        { label: "roles", text: true, of: (row) => row.roles.map(roleName).join(", ") },
-        { label: "belongs to", text: true, of: (row) => list(row.names) },
+        { label: "told apart by", text: true, long: true, of: (row) => row.told_apart_by.map((part) => (part === "glevels" ? "paging mode" : part)).join(", ") },
+        { label: "roles", text: true, long: true, of: (row) => row.roles.map(roleName).join(", ") },
+        { label: "belongs to", text: true, long: true, of: (row) => list(row.names) },
+      ], rows),
+    };
+  });
+  listing(place, "frames-made", "The frames whose pages were made most often", () => {
+    const rows = (remade ?? []).filter((row) => ofSpace(row.names));
+    if (!rows.length) return { says: "No frame's pages were made more than once here." };
+    return {
+      says: "What the cache lost and had to make again.",
+      numbers: table("Frames made again", [
+        { label: "frame", text: true, of: (row) => frame(row.gfn) },
+        { label: "made", of: (row) => row.made },
+        { label: "levels", text: true, of: (row) => row.levels.join(", ") },
+        { label: "belongs to", text: true, long: true, of: (row) => list(row.names) },
       ], rows),
     };
   });
 }
 
-function parents(story) {
+function parentsSection(story) {
   const place = section(story, "parents", "One shadow page, several parents");
   const levels = [...facts().parents].sort((a, b) => b.level - a.level);
   figure(place, "parents-levels", "Parents by level", (width) => {
@@ -301,7 +339,7 @@ function parents(story) {
       + ` Pages with a pte chain: ${number(facts().multimapped.end)} now, ${number(facts().multimapped.peak)} at the peak.`;
     const counts = levels.every((row) => row.histogram) ? [...new Set(levels.flatMap((row) => Object.keys(row.histogram).map(Number)))].sort(d3.ascending) : [];
     const chart = counts.length
-      ? scrolling("Parents by level", cells(says, place.clientWidth, levels.map((row) => `level ${row.level}`), counts.map((n) => (n === 1 ? "1 parent" : `${n || "no"} parents`)),
+      ? scrolling("Parents by level: chart", cells(says, width, levels.map((row) => `level ${row.level}`), counts.map((n) => (n === 1 ? "1 parent" : `${n || "no"} parents`)),
         levels.flatMap((row, index) => counts.map((n, column) => ({
           row: index, column, part: (row.histogram[n] ?? 0) / (row.pages || 1), lines: [number(row.histogram[n] ?? 0)],
         }))), { width: Math.max(74, Math.min(120, (width - 90) / counts.length)), height: 30 }))
@@ -323,6 +361,7 @@ function parents(story) {
       ], levels),
     };
   });
+  overTime(place, "parents-time", "Pages with several parents, over time", "multi_parent", "var(--hit)", "pages");
   listing(place, "parents-top", "The pages with most parents", () => {
     const rows = (facts().parents_top ?? []).filter((row) => inMode(row) && ofSpace(row.spaces));
     if (!rows.length) return { says: "No live page has several parents here." };
@@ -333,7 +372,7 @@ function parents(story) {
         { label: "role", text: true, of: roleName },
         { label: "parents", of: (row) => row.parents },
         { label: "half", text: true, of: (row) => ({ true: "kernel", false: "user", null: "" })[row.kernel_half] },
-        { label: "belongs to", text: true, of: (row) => list(row.spaces) },
+        { label: "belongs to", text: true, long: true, of: (row) => list(row.spaces) },
       ], rows),
     };
   });

@@ -38,19 +38,18 @@ function panel(label, says, options) {
   return el("div", { class: "panel" }, el("p", { class: "panel-name", "aria-hidden": "true" }, ...label), plot(says, { ...EDGE, marginTop: 6, marginBottom: 4, ...options }));
 }
 
-/** The panels for one range of events. over: facts.over_time; phases and spaces: lanes {name, first, last, lane}. */
-function timeline(width, range, over, phases, spaces, chosen) {
-  const shown = over.buckets.filter((bucket) => bucket.end > range[0] && bucket.first <= range[1]);
+/** The panels for one range of events. over: facts.over_time; shown: its buckets in the range; phases and spaces: lanes {name, first, last, lane}. */
+function timeline(width, range, over, shown, phases, spaces, chosen) {
   const x = { domain: range, axis: null };
   const y = { ticks: 3, tickFormat: short, label: null, grid: true, nice: true, tickSize: 0 };
-  const ends = { x1: (bucket) => Math.max(bucket.first, range[0]), x2: (bucket) => Math.min(bucket.end, range[1]), inset: 0 };
+  const ends = { x1: (bucket) => Math.max(bucket.first, range[0]), x2: (bucket) => Math.min(bucket.end, range[1]), inset: 0, shapeRendering: "crispEdges" };
   const parts = [];
   if (phases.length) {
     parts.push(el("div", { class: "panel" }, el("p", { class: "panel-name", "aria-hidden": "true" }, "phases"),
       lanes("Phases of the boot", width, range, phases, 22, { fill: "var(--phase)" })));
   }
   if (spaces.length) {
-    parts.push(el("div", { class: "panel" }, el("p", { class: "panel-name", "aria-hidden": "true" }, "address spaces, first to last load of cr3"),
+    parts.push(el("div", { class: "panel" }, el("p", { class: "panel-name", "aria-hidden": "true" }, `address spaces, from their first to their last load of cr3`),
       lanes("Address spaces from their first to their last load", width, range, spaces, 20,
         { fill: (row) => (chosen === null || chosen === row.space ? "var(--space)" : "var(--phase)") })));
   }
@@ -80,10 +79,25 @@ function levels(width, range, shown, x, y) {
     "live shadow pages by level over time", {
       width, height: 130, x, y,
       marks: [
-        Plot.rectY(live, Plot.stackY({ order: known }, { x1: "x1", x2: "x2", y: "pages", z: "level", inset: 0, fill: (row) => LEVELS[row.level] })),
+        Plot.rectY(live, Plot.stackY({ order: known }, { x1: "x1", x2: "x2", y: "pages", z: "level", inset: 0, shapeRendering: "crispEdges", fill: (row) => LEVELS[row.level] })),
         Plot.ruleY([0], { stroke: "var(--line)" }),
       ],
     });
+}
+
+/** One number over a range of events, with an axis of its own. */
+function strip(says, width, range, shown, key, color) {
+  return plot(says, {
+    ...EDGE, width, height: 120, marginTop: 6, marginBottom: 24,
+    x: { domain: range, label: null, ticks: Math.max(3, Math.round(width / 120)), tickFormat: (at) => `event ${short(at)}` },
+    y: { ticks: 3, tickFormat: short, label: null, grid: true, nice: true, tickSize: 0, domain: [0, d3.max(shown, (bucket) => bucket[key]) || 1] },
+    marks: [
+      Plot.rectY(shown, {
+        x1: (bucket) => Math.max(bucket.first, range[0]), x2: (bucket) => Math.min(bucket.end, range[1]), y: key, fill: color, inset: 0, shapeRendering: "crispEdges",
+      }),
+      Plot.ruleY([0], { stroke: "var(--line)" }),
+    ],
+  });
 }
 
 /** What a bucket holds, in words. */
