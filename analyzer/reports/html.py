@@ -21,7 +21,7 @@ from x86.registers import Mode
 
 #: Chart libraries, and our own scripts: in the order in which the page has to load them.
 LIBRARIES = ("d3", "plot")
-SCRIPTS = ("page.js", "charts.js", "timeline.js", "story.js", "sharing.js", "app.js")
+SCRIPTS = ("page.js", "names.js", "figures.js", "charts.js", "timeline.js", "where.js", "when.js", "sharing.js", "story.js", "app.js")
 
 
 def report(about: About, run: Run) -> str:

@@ -6,6 +6,11 @@ const report = JSON.parse(document.getElementById("report").textContent);
 const chosen = { phase: null, space: null, mode: null };
 const views = [];
 
+/** Give each slice of time its end: the first event after it. */
+function prepare({ over_time: over }, events) {
+  over?.buckets.forEach((bucket, i) => { bucket.end = over.buckets[i + 1]?.first ?? Math.max(events + 1, bucket.first + 1); });
+}
+
 function opening() {
   const [title, ...lines] = report.opening;
   const parts = title.split(" · ");
@@ -60,6 +65,7 @@ function draw() {
   reachable();
 }
 
+prepare(report.facts, report.run.events);
 opening();
 filters();
 story(document.getElementById("story"));

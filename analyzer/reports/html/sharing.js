@@ -1,6 +1,107 @@
 "use strict";
 
-/* The story's second half: address spaces, where hits come from, deaths, the key, the hash, what it was worth, what to do. */
+/* Who shares: frames with several shadow pages, pages with several parents or address spaces, where hits come from. */
+
+function framesSection(story) {
+  const place = section(story, "frames", "One guest page, several shadow pages");
+  const { told_apart_by: apart, by_pages: byPages, shadowed, top, most_made: remade } = facts().frames;
+  figure(place, "apart", "What tells them apart", (width) => {
+    const says = `${number(apart.several.now)} of ${number(shadowed)} shadowed frames have several shadow pages now, ${number(apart.several.peak)} had at the peak.`;
+    const rows = [
+      ...Object.entries(WAYS).map(([part, label]) => ({ label, ...apart[part] })),
+      ...byPages.map((row) => ({ label: `${row.pages} pages at once`, now: row.now, peak: row.peak })),
+    ];
+    return {
+      says: `${says} A frame may count in several rows.`,
+      chart: [legend([["now", HIT], ["more at the peak", MISS]]), bars(says, width, rows.map((row) => ({
+        label: row.label, note: `${count(row.now)} now, ${count(row.peak)} at the peak`, parts: [["now", row.now], ["peak", row.peak - row.now]],
+      })), { now: HIT, peak: MISS })],
+      numbers: table("Frames with several shadow pages", [
+        { label: "told apart", text: true, of: (row) => row.label },
+        { label: "now", of: (row) => row.now },
+        { label: "peak", of: (row) => row.peak },
+      ], rows),
+    };
+  });
+  overTime(place, "frames-time", "Frames with several shadow pages, over time", "several_pages", "var(--cr3)", "frames");
+  listing(place, "frames-top", "The frames with most shadow pages", () => {
+    const rows = (top ?? []).filter((row) => ofSpace(row.names) && (chosen.mode === null || row.roles.some(inMode)));
+    if (!rows.length) return { says: "No frame has several shadow pages here." };
+    return {
+      says: `${rows.length === 1 ? "One frame" : `${rows.length} frames`}, the most shadowed first.`,
+      numbers: table("Frames", [
+        { label: "frame", text: true, of: (row) => frame(row.gfn) },
+        { label: "pages", of: (row) => row.pages },
+        { label: "told apart by", text: true, long: true, of: (row) => row.told_apart_by.map((part) => (part === "glevels" ? "paging mode" : part)).join(", ") },
+        { label: "roles", text: true, long: true, of: (row) => row.roles.map(roleName).join(", ") },
+        { label: "belongs to", text: true, long: true, of: (row) => list(row.names) },
+      ], rows),
+    };
+  });
+  listing(place, "frames-made", "The frames whose pages were made most often", () => {
+    const rows = (remade ?? []).filter((row) => ofSpace(row.names));
+    if (!rows.length) return { says: "No frame's pages were made more than once here." };
+    return {
+      says: "What the cache lost and had to make again.",
+      numbers: table("Frames made again", [
+        { label: "frame", text: true, of: (row) => frame(row.gfn) },
+        { label: "made", of: (row) => row.made },
+        { label: "levels", text: true, of: (row) => row.levels.join(", ") },
+        { label: "belongs to", text: true, long: true, of: (row) => list(row.names) },
+      ], rows),
+    };
+  });
+}
+
+function parentsSection(story) {
+  const place = section(story, "parents", "One shadow page, several parents");
+  const levels = [...facts().parents].sort((a, b) => b.level - a.level);
+  figure(place, "parents-levels", "Parents by level", (width) => {
+    if (!levels.length) return { says: "No shadow page is alive." };
+    const most = d3.greatest(levels, (row) => row.most_parents);
+    const says = `${number(d3.sum(levels, (row) => row.several_parents))} of ${number(d3.sum(levels, (row) => row.pages))} live pages have several parents`
+      + `${most.most_shared_gfn === null ? "." : `; the most, ${number(most.most_parents)}, has ${frame(most.most_shared_gfn)} at level ${most.level}.`}`
+      + ` Pages with a pte chain: ${number(facts().multimapped.end)} now, ${number(facts().multimapped.peak)} at the peak.`;
+    const counts = levels.every((row) => row.histogram) ? [...new Set(levels.flatMap((row) => Object.keys(row.histogram).map(Number)))].sort(d3.ascending) : [];
+    const chart = counts.length
+      ? scrolling("Parents by level: chart", cells(says, width, levels.map((row) => `level ${row.level}`), counts.map((n) => (n === 1 ? "1 parent" : `${n || "no"} parents`)),
+        levels.flatMap((row, index) => counts.map((n, column) => ({
+          row: index, column, part: (row.histogram[n] ?? 0) / (row.pages || 1), lines: [number(row.histogram[n] ?? 0)],
+        }))), { width: Math.max(74, Math.min(120, (width - 90) / counts.length)), height: 30 }))
+      : bars(says, width, levels.map((row) => ({
+        label: `level ${row.level}`, note: `${number(row.several_parents)} of ${number(row.pages)} shared`,
+        parts: [["several", row.several_parents], ["one", row.pages - row.several_parents]],
+      })), { several: HIT, one: MISS });
+    return {
+      says, chart,
+      numbers: table("Parents by level", [
+        { label: "level", of: (row) => row.level },
+        { label: "alive", of: (row) => row.pages },
+        { label: "several parents", of: (row) => row.several_parents },
+        { label: "most", of: (row) => row.most_parents },
+        { label: "whose", text: true, of: (row) => frame(row.most_shared_gfn) },
+        { label: "pte chains", of: (row) => row.chains },
+        { label: "not full", of: (row) => row.chains_not_full },
+        { label: "half empty", of: (row) => row.chains_half_empty },
+      ], levels),
+    };
+  });
+  overTime(place, "parents-time", "Pages with several parents, over time", "multi_parent", "var(--hit)", "pages");
+  listing(place, "parents-top", "The pages with most parents", () => {
+    const rows = (facts().parents_top ?? []).filter((row) => inMode(row) && ofSpace(row.spaces));
+    if (!rows.length) return { says: "No live page has several parents here." };
+    return {
+      says: `${rows.length === 1 ? "One page" : `${rows.length} pages`}, the most parents first.`,
+      numbers: table("Pages with several parents", [
+        { label: "frame", text: true, of: (row) => frame(row.gfn) },
+        { label: "role", text: true, of: roleName },
+        { label: "parents", of: (row) => row.parents },
+        { label: "half", text: true, of: (row) => ({ true: "kernel", false: "user", null: "" })[row.kernel_half] },
+        { label: "belongs to", text: true, long: true, of: (row) => list(row.spaces) },
+      ], rows),
+    };
+  });
+}
 
 function spacesSection(story) {
   const place = section(story, "spaces", "One shadow page, several address spaces");
@@ -38,27 +139,6 @@ function spacesSection(story) {
       };
     });
   }
-  listing(place, "spaces-all", "Address spaces", () => {
-    const rows = (facts().spaces ?? []).filter((row, index) => inMode(row) && (chosen.space === null || chosen.space === index)
-      && row.last_event >= range()[0] && row.first_event <= range()[1]);
-    if (!rows.length) return { says: "No address space is in use here." };
-    return {
-      says: `${number(rows.length)} of ${number(facts().spaces.length)}, in the order of their first use; the numbers are of their whole life.`,
-      numbers: table("Address spaces", [
-        { label: "name", text: true, of: (row) => printable(row.name) },
-        { label: "mode", text: true, of: (row) => modeName(row.glevels) },
-        { label: "cr3", text: true, of: (row) => frame(row.gfn) },
-        { label: "from event", of: (row) => row.first_event },
-        { label: "to event", of: (row) => row.last_event },
-        { label: "loads", of: (row) => row.loads },
-        { label: "look-ups", of: (row) => row.lookups },
-        { label: "hit", of: (row) => (row.lookups ? row.hits / row.lookups : 0), show: (row) => share(row.hits, row.lookups) },
-        { label: "made", of: (row) => row.made },
-        { label: "faults", of: (row) => row.faults },
-        { label: "pages now", of: (row) => row.pages_now },
-      ], rows),
-    };
-  });
 }
 
 const ORIGINS = {
@@ -71,9 +151,9 @@ const ORIGINS = {
 function originSection(story) {
   const { origin: from } = facts();
   if (!from) return;
-  const place = section(story, "origin", "Where hits come from");
+  const place = section(story, "origin", "Who had made the page that was found");
   const kinds = [["roots", "roots"], ["tables", "tables under them"]];
-  figure(place, "origin-who", "Who had made the page that was found", (width) => {
+  figure(place, "origin-who", "By address space", (width) => {
     const total = (which) => d3.sum(Object.keys(ORIGINS), (key) => from[which][key]);
     const foreign = total("tables") - from.tables.same_root;
     const says = `${number(total("roots"))} hits found a root, ${number(total("tables"))} a table; ${share(foreign, total("tables"))} of the tables had been made in another address space, mode or vCPU.`;
@@ -103,147 +183,4 @@ function originSection(story) {
       };
     });
   }
-}
-
-function deathsSection(story) {
-  const place = section(story, "deaths", "How shadow pages died");
-  const { zaps, live } = facts();
-  figure(place, "deaths-roles", "Zaps by role and cause", (width) => {
-    const rows = facts().roles.filter(inMode).sort(byRole).map((role) => ({
-      role, label: roleName(role),
-      parts: Object.keys(CAUSES).map((cause) => [cause, (role.deaths[cause] ?? 0) + (role.emptied[cause] ?? 0)]),
-    })).map((row) => ({ ...row, note: number(d3.sum(row.parts, ([, count]) => count)) })).filter((row) => row.note !== "·");
-    if (!rows.length) return { says: `Nothing was zapped here; ${number(live.total)} pages are alive at the end.` };
-    const says = `${Object.entries(CAUSES).filter(([cause]) => zaps[cause]).map(([cause, [name]]) => `${name}: ${number(zaps[cause])} of ${number(zaps.total)} zaps (${share(zaps[cause], zaps.total)})`).join("; ")}. `
-      + `${zaps.root_kept ? `${number(zaps.root_kept)} were roots in use: emptied, but kept. ` : ""}${number(live.total)} pages are alive at the end, ${number(live.orphans)} of them without a parent.`;
-    const used = Object.entries(CAUSES).filter(([cause]) => zaps[cause]);
-    return {
-      says,
-      chart: [legend(used.map(([, entry]) => entry)), bars(says, width, rows, Object.fromEntries(Object.entries(CAUSES).map(([cause, [, color]]) => [cause, color])))],
-      numbers: table("Zaps by role", [
-        { label: "role", text: true, of: (row) => row.label },
-        ...used.map(([cause, [label]]) => ({ label, of: (row) => (row.role.deaths[cause] ?? 0) + (row.role.emptied[cause] ?? 0) })),
-        { label: "roots emptied", of: (row) => d3.sum(Object.values(row.role.emptied)) },
-        { label: "lifetime, median", of: (row) => row.role.lifetime?.median ?? null },
-        { label: "mean", of: (row) => row.role.lifetime?.mean ?? null },
-        { label: "longest", of: (row) => row.role.lifetime?.max ?? null },
-      ], rows),
-    };
-  });
-}
-
-function keySection(story) {
-  const place = section(story, "key", "What each part of the key kept apart");
-  const { key: parts, get_page: get } = facts();
-  figure(place, "key-parts", "Misses that only one part of the key explains", (width) => {
-    const says = `Of ${number(get.misses)} misses, those where a live page of the same frame differed in nothing but this part.`;
-    const rows = Object.entries(parts).map(([part, misses]) => ({ label: part === "glevels" ? "paging mode" : part, misses, note: misses ? `${number(misses)} (${share(misses, get.misses)})` : "none", parts: [["n", misses]] }));
-    return {
-      says,
-      chart: bars(says, width, rows, { n: HIT }),
-      numbers: table("Parts of the key", [
-        { label: "part", text: true, of: (row) => row.label },
-        { label: "misses", of: (row) => row.misses },
-      ], rows),
-    };
-  });
-}
-
-const SAVED = {
-  faults: "page faults",
-  exits: "exits",
-  pages_made: "shadow pages made",
-  entries_filled: "shadow entries filled",
-};
-
-function savedSection(story) {
-  const { saved } = facts();
-  const place = section(story, "saved", "What it saved");
-  figure(place, "saved-counts", "With the cache and without", (width) => {
-    if (!saved) return { says: "This report was made without a run of the uncached model to compare with." };
-    const { cycles } = saved;
-    const rows = [
-      ...Object.entries(SAVED).filter(([name]) => saved[name]).map(([name, label]) => ({ label, ...saved[name] })),
-      { label: "cycles, by the cost model", cached: cycles.cached, uncached: cycles.uncached },
-    ];
-    const says = "Uncached, every load of cr3 starts from nothing: its bars are whole. "
-      + `The cost model counts ${number(cycles.exit)} cycles for an exit, ${number(cycles.fault)} more for a fault and ${number(cycles.fill)} for an entry filled.`;
-    return {
-      says,
-      chart: [legend([["with the cache", HIT], ["saved by it", MISS]]), bars(says, width, rows.map((row) => ({
-        label: row.label,
-        note: `${short(row.cached)} instead of ${short(row.uncached)}`,
-        parts: [["cached", row.cached], ["saved", Math.max(0, row.uncached - row.cached)]],
-      })), { cached: HIT, saved: MISS }, true)],
-      numbers: table("Saved", [
-        { label: "", text: true, of: (row) => row.label },
-        { label: "with the cache", of: (row) => row.cached },
-        { label: "uncached", of: (row) => row.uncached },
-        { label: "with the cache, a cr3 load", of: (row) => row.per_cr3_cached },
-        { label: "uncached, a cr3 load", of: (row) => row.per_cr3_uncached },
-      ], rows),
-    };
-  });
-}
-
-function hashSection(story) {
-  const place = section(story, "hash", "The hash table");
-  const { hash: table_, hash_buckets: buckets } = facts();
-  figure(place, "chains", "How long its chains are", (width) => {
-    const says = `${number(table_.pages)} pages lie in ${number(table_.nonempty)} of ${number(buckets)} buckets; the longest chain has ${number(table_.longest)}.`;
-    if (!table_.chains) return { says };
-    const points = table_.chains.map((row) => ({ at: row.length, value: row.buckets }));
-    return {
-      says,
-      chart: [scrolling("Chains: chart", columns(says, width, points, "var(--made)", "pages in a bucket"))],
-      numbers: table("Chains", [{ label: "pages in a bucket", of: (row) => row.at, show: (row) => String(row.at) }, { label: "buckets", of: (row) => row.value }], points),
-    };
-  });
-  listing(place, "worst", "The fullest buckets", () => {
-    if (!table_.worst?.length) return { says: "No bucket holds several pages." };
-    return {
-      says: "And what filled them.",
-      numbers: table("Buckets", [
-        { label: "bucket", of: (row) => row.bucket, show: (row) => String(row.bucket) },
-        { label: "pages", of: (row) => row.pages },
-        { label: "frames", of: (row) => row.frames },
-        { label: "why", text: true, long: true, of: (row) => printable(row.why) },
-        { label: "roles", text: true, long: true, of: (row) => row.roles.map((role) => `${number(role.pages)} × ${roleName(role)}`).join(", ") },
-      ], table_.worst),
-    };
-  });
-}
-
-function cornersSection(story) {
-  const met = Object.entries(facts().corner).filter(([, count]) => count);
-  if (!met.length) return;
-  const place = section(story, "corners", "Where 2.6.20 itself would have broken");
-  place.append(table("Corners", [
-    { label: "what", text: true, of: ([name]) => name.replaceAll("_", " ") },
-    { label: "times", of: ([, count]) => count },
-  ], met));
-}
-
-function findingsSection(story) {
-  const found = facts().findings;
-  if (!found) return;
-  const place = section(story, "findings", found.length ? `Worth a look (${found.length})` : "Worth a look");
-  if (!found.length) {
-    place.append(el("p", { class: "says" }, "Nothing stands out: no rule of docs/counters.md fires on this run."));
-    return;
-  }
-  place.append(el("ul", { class: "findings" }, ...found.map((finding) => el("li", {},
-    el("p", {}, printable(finding.sentence)),
-    finding.command ? el("code", { tabindex: "0" }, printable(finding.command)) : null,
-    el("small", {}, printable(finding.rule))))));
-}
-
-/** In the order of the terminal's report, with time after the answer. */
-const SECTIONS = [
-  answerSection, bootSection, whereSection, framesSection, parentsSection, spacesSection, originSection, deathsSection, keySection,
-  savedSection, hashSection, cornersSection, findingsSection,
-];
-
-function story(place) {
-  for (const part of SECTIONS) part(place);
 }
