@@ -19,7 +19,7 @@ function lanes(says, width, range, rows, height, paint) {
   const [from, to] = range;
   const seen = (row) => Math.max(0, Math.min(row.last, to) - Math.max(row.first, from)) / (to - from || 1) * (width - 72);
   const inside = rows.map((row, index) => ({ ...row, index, x1: Math.max(row.first, from), x2: Math.min(row.last + 1, to) })).filter((row) => row.x2 >= row.x1);
-  const labelled = inside.filter((row) => seen(row) > 26);
+  const labelled = inside.filter((row) => seen(row) > 12 + 7 * Math.min(row.name.length, 5));
   return plot(says, {
     ...EDGE, width, height: height * (d3.max(rows, (row) => row.lane) + 1) + 4, marginTop: 2, marginBottom: 2,
     x: { domain: range, axis: null },
@@ -28,7 +28,7 @@ function lanes(says, width, range, rows, height, paint) {
       Plot.barX(inside, { x1: "x1", x2: "x2", y: "lane", insetLeft: 0.5, insetRight: 0.5, rx: 2, ...paint }),
       Plot.text(labelled, {
         x: "x1", y: "lane", dx: 5, textAnchor: "start", fill: "var(--ink)",
-        text: (row) => clip(row.name, seen(row) + 8),
+        text: (row) => clip(row.name, seen(row) + 2),
       }),
     ],
   });
