@@ -73,6 +73,7 @@ def facts(outcome: Outcome, story: Story = _NOTHING_KNOWN) -> Facts:
     out["parents"] = [asdict(level) for level in parents.by_level(outcome.pages)]
     out["parents_top"] = [asdict(page) for page in parents.most_shared(outcome.pages, end, known)]
     out["spaces"] = _spaces(known, end)
+    out["processes"] = _processes(known)
     out["space_sharing"] = {"peak": shared(peak), "end": shared(end)}
     out["origin"] = {which: asdict(origin) for which, origin in origins(rows, known).items()}
     out["phases"] = [asdict(phase) for phase in phases(rows, alive, story, events, accesses)]
@@ -159,6 +160,18 @@ def _keys_ever(rows: Rows) -> int:
 def _spaces(known: Spaces, end: Moment) -> list[Facts]:
     pages = Counter(i for page in end.spaces for i in end.members(page))
     return [{**asdict(space), "pages_now": pages[i]} for i, space in enumerate(known.all)]
+
+
+def _processes(known: Spaces) -> list[Facts]:
+    """Address spaces of one name together, those with the most look-ups first."""
+    counts = ("loads", "lookups", "hits", "made", "faults")
+    found: dict[str, Facts] = {}
+    for space in known.all:
+        entry = found.setdefault(space.name, {"name": space.name, "spaces": 0, **dict.fromkeys(counts, 0)})
+        entry["spaces"] += 1
+        for count in counts:
+            entry[count] += getattr(space, count)
+    return sorted(found.values(), key=lambda entry: -int(entry["lookups"]))
 
 
 def _live(outcome: Outcome) -> Facts:

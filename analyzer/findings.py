@@ -5,6 +5,7 @@ A rule says nothing where its threshold is not met: a replay of which nothing is
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,11 @@ def findings(facts: Facts, parameters: Parameters) -> list[Finding]:
         if judgement is not None:
             found.append(Finding(rule.name, *judgement))
     return found
+
+
+def command(template: str, trace: str, guest: str) -> str:
+    """A finding's command for a shell, of this trace file and this guest."""
+    return " ".join({TRACE: shlex.quote(trace), GUEST: shlex.quote(guest)}.get(word, word) for word in template.split(" "))
 
 
 def _leaves(facts: Facts) -> list[Facts]:

@@ -28,7 +28,7 @@ Group = dict[str, Any]
 _OF_A_PAGE = (What.MADE, What.FOUND, What.DIED, What.EMPTIED, What.STORE)
 
 #: What is counted in each group.
-COUNTS = ("lookups", "hits", "made", "died", "emptied", "alive", "faults", "stores")
+COUNTS = ("lookups", "hits", "hit_percent", "made", "died", "emptied", "alive", "faults", "stores")
 
 _ABSENT = -1
 
@@ -165,6 +165,10 @@ KEYS = {
 }
 
 
+#: What a report's own table of look-ups is grouped by.
+ROLE_KEYS = ("mode", "level", "quadrant", "meta")
+
+
 def grouped(outcome: Outcome, story: Story, by: Sequence[str], only: Sequence[tuple[str, str]] = ()) -> list[Group]:
     """One row for each combination of values of the keys ``by``, in order of the values: the keys and ``COUNTS``.
 
@@ -206,6 +210,7 @@ def _count(rows: Rows, keep: NDArray[np.bool_], which: Ints, size: int) -> dict[
     counts = {
         "lookups": made + found,
         "hits": found,
+        "hit_percent": np.round(100 * found / np.maximum(made + found, 1), 1),
         "made": made,
         "died": of(what == What.DIED),
         "emptied": of(what == What.EMPTIED),

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,10 @@ from analyzer.audit import audit
 from analyzer.facts import FORM, Facts, facts
 from analyzer.mmu import Mmu
 from analyzer.model import Parameters
+from analyzer.model import parameters as model_parameters
 from analyzer.outcome import Outcome, outcome
 from analyzer.recorded import story
+from analyzer.saving import Costs, saved
 from db import kvmmmu
 from db.columns import Columns, batches
 from db.errors import ShadowtraceError, TraceError, UsageError
@@ -191,6 +193,36 @@ def run(
         end = outcome(replay(trace, parameters, progress, audit_every))
     seconds = time.perf_counter() - start
     return Run(model, parameters.as_dict(), version, chosen, end.counters.events_total, seconds, facts(end, story(trace)), why), end
+
+
+def yardstick(
+    trace: TraceReader,
+    parameters: Parameters,
+    version: str,
+    wanted: bool | None,
+    progress: Callable[[int], None] | None = None,
+    core: str | None = None,
+) -> tuple[Run | None, bool]:
+    """A run of the trace without a cache, of as many pages, and whether it was made just now and can be kept.
+
+    A kept one is taken where there is one. ``wanted`` says whether one is replayed otherwise; ``None`` does on the fast core, which
+    takes next to no time.
+    """
+    if wanted is False or not parameters.caching:
+        return None, False
+    without = model_parameters("uncached", pages=parameters.pages, ram_pages=parameters.ram_pages, strict=parameters.strict)
+    known = kept(trace, "uncached", without, version, core)
+    quick = choose_core(core, False)[0] == "fast"
+    if known is not None or not (quick if wanted is None else wanted):
+        return known, False
+    return run(trace, "uncached", without, version, progress, core=core)[0], True
+
+
+def with_saved(done: Run, without: Run | None, costs: Costs) -> Run:
+    """A run that also tells what its cache saved against a run without one."""
+    if without is None:
+        return done
+    return replace(done, facts={**done.facts, "saved": asdict(saved(done.facts, without.facts, costs))})
 
 
 def keep(path: Path, done: Run) -> bool:

@@ -44,7 +44,10 @@ def new_file(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def new_text(path: Path) -> Iterator[TextIO]:
     """A text file that takes its name when it is whole; gzip'ped if that ends in .gz. Raises as ``new_file`` does."""
-    with new_file(path) as partial, gzip.open(partial, "wt") if path.suffix == ".gz" else partial.open("w") as out:
+    with (
+        new_file(path) as partial,
+        gzip.open(partial, "wt", encoding="utf-8") if path.suffix == ".gz" else partial.open("w", encoding="utf-8") as out,
+    ):
         yield out
 
 

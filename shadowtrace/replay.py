@@ -12,6 +12,8 @@ from analyzer import replay
 from analyzer.facts import state
 from analyzer.reports import json as json_report
 from analyzer.reports import table
+from analyzer.reports.about import about as about_trace
+from analyzer.reports.text import look
 from db.files import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
@@ -40,9 +42,9 @@ def command(trace: Path, form: str, state_file: Path | None, audit: int | None, 
     with TraceReader(trace) as opened:
         with replay_line(opened.count()) as progress:
             run, end = replay.run(opened, model, parameters, __version__, progress, audit, core)
-        about = table.about(opened, run)
+        about = about_trace(opened, run)
     replay.keep(trace, run)
     if state_file is not None:
         with new_text(state_file) as out:
             out.writelines(json.dumps(page, separators=(",", ":")) + "\n" for page in state(end))
-    click.echo(json_report.facts(run) if form == "json" else table.report(about, run))
+    click.echo(json_report.facts(run) if form == "json" else table.report(about, run, look()))

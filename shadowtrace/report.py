@@ -3,58 +3,216 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from analyzer import livekvm, replay
+from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, arranged, grouped
+from analyzer.model import Parameters
+from analyzer.outcome import Outcome
+from analyzer.recorded import story
+from analyzer.reports import grouped as row_report
+from analyzer.reports import html as html_report
 from analyzer.reports import json as json_report
 from analyzer.reports import livekvm as livekvm_report
 from analyzer.reports import table
+from analyzer.reports.about import About
+from analyzer.reports.about import about as about_trace
+from analyzer.reports.text import look
+from analyzer.saving import Costs
+from db.errors import UsageError
+from db.files import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
 from shadowtrace.options import chosen, core_option, model_options, trace_argument
 from shadowtrace.progress import replay_line
 
+ROW_FORMATS = ("jsonl", "csv", "markdown")
+
 
 @click.command("report")
 @trace_argument
 @model_options
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("--all", "everything", is_flag=True, help="Do not fold rows that say the same.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "html", *ROW_FORMATS]), default="table", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead of printing.")
+@click.option("--all", "everything", is_flag=True, help="Do not fold rows that say the same, and leave nothing out.")
+@click.option("--by", metavar="KEY,..", help=f"Group instead: {', '.join(KEYS)}.")
+@click.option("--only", metavar="KEY=VALUE", multiple=True, help="Count only what has this value, as --by shows it; more than one: all.")
+@click.option("--sort", metavar="COLUMN", help=f"The greatest first: {', '.join(COUNTS)}; or a key of --by.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="No more than N rows.")
+@click.option("--saved/--no-saved", default=None, help="Replay without a cache too and compare. A kept run of that is compared anyway.")
+@click.option("--cycles-exit", type=click.IntRange(0), default=Costs.exit, show_default=True, help="Cost model: an exit and back.")
+@click.option("--cycles-fault", type=click.IntRange(0), default=Costs.fault, show_default=True, help="Cost model: work at a fault.")
+@click.option("--cycles-fill", type=click.IntRange(0), default=Costs.fill, show_default=True, help="Cost model: an entry made.")
 @core_option
-def command(trace: Path, form: str, everything: bool, core: str | None, model: str, **options: Any) -> None:
+def command(
+    trace: Path,
+    form: str,
+    output: Path | None,
+    everything: bool,
+    by: str | None,
+    only: tuple[str, ...],
+    sort: str | None,
+    limit: int | None,
+    saved: bool | None,
+    cycles_exit: int,
+    cycles_fault: int,
+    cycles_fill: int,
+    core: str | None,
+    model: str,
+    **options: Any,
+) -> None:
     """Print what a shadow page cache would have shared.
 
-    What has not been replayed yet with this model and these parameters is replayed first.
+    What has not been replayed yet with this model and these parameters is replayed first. With --by, and in the formats of rows
+    (jsonl, csv, markdown), it prints look-ups, deaths, faults and stores in groups instead: by mode, level, quadrant and meta
+    unless you say otherwise.
 
     \b
     Example:
       shadowtrace report boot.db
       shadowtrace report boot.db --model kvm-2.6.24 --format json
+      shadowtrace report boot.db --by phase,process --sort faults --limit 10
+      shadowtrace report boot.db --by level --only mode=long --only meta= --format csv
+      shadowtrace report boot.db --format html -o boot.html
     """
     parameters = chosen(model, **options)
+    keys = _keys(by, sort, limit, only, form)
+    conditions = [_condition(text) for text in only]
+    _check_output(form, keys, output)
+    costs = Costs(cycles_exit, cycles_fault, cycles_fill)
     with TraceReader(trace) as opened:
-        live = livekvm.stored(opened)
-        if live is not None:
-            about = table.about(opened, live)
-            click.echo(json_report.report(about, live) if form == "json" else livekvm_report.report(about, live))
+        if (live := livekvm.stored(opened)) is not None:
+            about = about_trace(opened, live)
+            _write(json_report.report(about, live) if form == "json" else livekvm_report.report(about, live), output)
             return
-        run = replay.kept(opened, model, parameters, __version__, core)
-        if run is not None:
-            # What a file says are facts may be anything: facts that cannot be shown are found anew.
-            with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
-                shown = {each: _shown(opened, run, each, everything) for each in ("table", form)}
-                click.echo(shown[form])
-                return
-        with replay_line(opened.count()) as progress:
-            run, _ = replay.run(opened, model, parameters, __version__, progress, core=core)
-        text = _shown(opened, run, form, everything)
-    replay.keep(trace, run)
-    click.echo(text)
+        if keys:
+            run, end = _replayed(opened, model, parameters, core)
+            groups = arranged(grouped(end, story(opened), keys, conditions), _column(sort, keys), limit)
+            text = _rows(about_trace(opened, run), run, groups, keys, form)
+            fresh = [run]
+        else:
+            text, fresh = _whole(opened, model, parameters, saved, costs, core, form, everything)
+    for done in fresh:
+        replay.keep(trace, done)
+    _write(text, output)
 
 
-def _shown(trace: TraceReader, run: replay.Run, form: str, everything: bool) -> str:
-    about = table.about(trace, run)
-    return json_report.report(about, run) if form == "json" else table.report(about, run, everything)
+def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], keys: list[str], form: str) -> str:
+    if form == "json":
+        return json_report.rows(about, run, groups)
+    if form == "jsonl":
+        return row_report.jsonl(groups)
+    if form == "csv":
+        return row_report.csv(groups, keys)
+    if form == "markdown":
+        return row_report.markdown(groups, keys)
+    return row_report.table(groups, keys, look())
+
+
+def _whole(
+    opened: TraceReader,
+    model: str,
+    parameters: Parameters,
+    saved: bool | None,
+    costs: Costs,
+    core: str | None,
+    form: str,
+    everything: bool,
+) -> tuple[str, list[replay.Run]]:
+    """The whole report, and the runs that were made for it."""
+    if (run := replay.kept(opened, model, parameters, __version__, core)) is not None:
+        # What a file says are facts may be anything: facts that cannot be shown are found anew.
+        with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+            return _shown(opened, run, parameters, saved, costs, core, form, everything)
+    run, _ = _replayed(opened, model, parameters, core)
+    text, fresh = _shown(opened, run, parameters, saved, costs, core, form, everything)
+    return text, [run, *fresh]
+
+
+def _shown(
+    opened: TraceReader,
+    run: replay.Run,
+    parameters: Parameters,
+    saved: bool | None,
+    costs: Costs,
+    core: str | None,
+    form: str,
+    everything: bool,
+) -> tuple[str, list[replay.Run]]:
+    """A run's report, with what its cache saved, and the run without a cache where one was made for that."""
+    with replay_line(opened.count()) as progress:
+        without, made = replay.yardstick(opened, parameters, __version__, saved, progress, core)
+    run = replay.with_saved(run, without, costs)
+    about = about_trace(opened, run)
+    if form == "html":
+        text = html_report.report(about, run)
+    elif form == "json":
+        text = json_report.report(about, run)
+    else:
+        text = table.report(about, run, look(), everything)
+    return text, [without] if without is not None and made else []
+
+
+def _check_output(form: str, keys: list[str], output: Path | None) -> None:
+    if form == "html" and keys:
+        raise UsageError("a page shows the whole report, not rows", "leave out --by, or choose another --format")
+    if form == "html" and output is None and sys.stdout.isatty():
+        raise UsageError("a page is for a browser, not for a terminal", "-o FILE writes it to a file")
+    if output is not None:
+        check_target(output)
+
+
+def _write(text: str, output: Path | None) -> None:
+    """Print a report that ends with a line's end, or put it into a file; nothing where it is empty."""
+    whole = text and text.removesuffix("\n") + "\n"
+    if output is None:
+        click.echo(whole, nl=False)
+        return
+    with new_text(output) as out:
+        out.write(whole)
+
+
+def _keys(by: str | None, sort: str | None, limit: int | None, only: tuple[str, ...], form: str) -> list[str]:
+    """What to group by; nothing for the whole report."""
+    if by is None:
+        if form in ROW_FORMATS:
+            return list(ROLE_KEYS)
+        if sort or limit or only:
+            raise UsageError("--sort, --limit and --only are for rows", "add --by KEY, or --format csv")
+        return []
+    keys = [key.strip() for key in by.split(",")]
+    for key in keys:
+        _known(key)
+    if len(set(keys)) < len(keys):
+        raise UsageError("--by names a key twice", "name each once")
+    return keys
+
+
+def _known(key: str) -> str:
+    if key not in KEYS:
+        raise UsageError(f"there is no key {key!r} to group by", f"keys: {', '.join(KEYS)}")
+    return key
+
+
+def _condition(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise UsageError(f"--only {text} is no KEY=VALUE", "such as --only level=1")
+    return _known(key), value
+
+
+def _column(sort: str | None, keys: list[str]) -> str | None:
+    """The column to sort by, which may be named as the table heads it."""
+    column = "hit_percent" if sort == "hit%" else sort
+    if column is not None and column not in (*COUNTS, *keys):
+        raise UsageError(f"there is no column {sort!r} to sort by", f"columns: {', '.join((*keys, *COUNTS))}")
+    return column
+
+
+def _replayed(opened: TraceReader, model: str, parameters: Parameters, core: str | None) -> tuple[replay.Run, Outcome]:
+    with replay_line(opened.count()) as progress:
+        return replay.run(opened, model, parameters, __version__, progress, core=core)

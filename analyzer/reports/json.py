@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
+from analyzer.findings import command
 from analyzer.replay import Run
-from analyzer.reports.table import About
+from analyzer.reports.about import About
 
 
 def facts(run: Run) -> str:
@@ -16,5 +18,21 @@ def facts(run: Run) -> str:
 
 def report(about: About, run: Run) -> str:
     """Everything a report shows, and more: the trace, the run, its facts."""
-    ran = {"model": run.model, "parameters": run.parameters, "version": run.version, "core": run.core, "why": run.why, "events": run.events}
-    return json.dumps({"trace": asdict(about), "run": ran, "facts": run.facts}, indent=1)
+    commands = [{**finding, "command": command(finding["command"], about.file, about.guest)} for finding in run.facts["findings"]]
+    return json.dumps({"trace": asdict(about), "run": _ran(run), "facts": {**run.facts, "findings": commands}}, indent=1)
+
+
+def rows(about: About, run: Run, groups: list[dict[str, Any]]) -> str:
+    """The rows of a grouped report, with the trace and the run."""
+    return json.dumps({"trace": asdict(about), "run": _ran(run), "rows": groups}, indent=1)
+
+
+def _ran(run: Run) -> dict[str, Any]:
+    return {
+        "model": run.model,
+        "parameters": run.parameters,
+        "version": run.version,
+        "core": run.core,
+        "why": run.why,
+        "events": run.events,
+    }

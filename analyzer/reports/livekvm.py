@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from analyzer.facts import Facts
 from analyzer.livekvm import REASONS, Comparison
 from analyzer.replay import Run
-from analyzer.reports.table import About
+from analyzer.reports.about import About
 from analyzer.reports.text import columns, number, printable, share
 from x86.registers import Mode
 

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What text is written for: so many columns; bars on a terminal only, bold headings where colours are wanted too."""
+
+    width: int = 120
+    terminal: bool = False
+    bold: bool = False
+
+    def heading(self, text: str) -> str:
+        """A section's heading."""
+        return f"\x1b[1m{text}\x1b[0m" if self.bold else text
+
+
+def look() -> Look:
+    """What standard output can show. NO_COLOR and a dumb terminal forbid bold words."""
+    terminal = sys.stdout.isatty()
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    return Look(width(), terminal, terminal and not plain)
 
 
 def printable(text: str) -> str:
@@ -41,19 +66,28 @@ def width() -> int:
     return shutil.get_terminal_size((120, 24)).columns
 
 
-def columns(rows: Sequence[Sequence[str]], indent: str = "", left: int = 1) -> str:
-    """Rows as aligned columns: the first ``left`` and the last to the left, numbers to the right.
+def columns(rows: Sequence[Sequence[str]], indent: str = "", left: int = 1, fit: int | None = None) -> str:
+    """Rows as aligned columns: the first ``left`` and the last to the left, numbers to the right; the last are words.
 
-    Columns that do not fit the terminal are dropped from the right; no row wraps.
+    Columns that do not fit the terminal, or ``fit``, are dropped from the right; no row wraps, and no number is cut. The last
+    column is cut short where twelve characters of it have room.
     """
+    room = (width() if fit is None else fit) - len(indent)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    while len(widths) > 2 and len(indent) + sum(widths[:-1]) + 2 * (len(widths) - 1) + 8 > width():
-        widths.pop()
     last = len(widths) - 1
+    before = sum(widths[:-1]) + 2 * last
+    if before + min(widths[last], 12) > room:
+        widths.pop()
+        while len(widths) > 1 and sum(widths) + 2 * (len(widths) - 1) > room:
+            widths.pop()
+    else:
+        widths[last] = min(widths[last], room - before)
     lines = []
     for row in rows:
-        cells = [row[i].ljust(widths[i]) if i < left or i == last else row[i].rjust(widths[i]) for i in range(len(widths))]
-        lines.append((indent + "  ".join(cells)).rstrip()[: width()])
+        cells = [
+            shortened(row[i], widths[i]).ljust(widths[i]) if i < left or i == last else row[i].rjust(widths[i]) for i in range(len(widths))
+        ]
+        lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
 
 
@@ -69,3 +103,45 @@ def space_name(space: Named) -> str:
     if space.comm is None:
         return "-"
     return printable(space.comm) + (f"[{space.pid}]" if space.pid is not None else "")
+
+
+def shortened(text: str, room: int) -> str:
+    """Text cut to so many characters, with a sign that it was."""
+    return text if len(text) <= room else text[: max(room - 1, 0)] + "…"
+
+
+def wrapped(text: str, room: int, first: str, rest: str) -> list[str]:
+    """A sentence in lines of up to ``room`` characters, the first after ``first``, the others after ``rest``."""
+    lines, line = [], first
+    for word in text.split(" "):
+        if len(line) + len(word) > room and line.strip() and line not in (first, rest):
+            lines.append(line.rstrip())
+            line = rest
+        line += word + " "
+    return [*lines, line.rstrip()]
+
+
+def beside(first: str, second: str, room: int) -> str:
+    """Two blocks of lines side by side where both have room, else one after the other."""
+    left, right = first.split("\n"), second.split("\n")
+    start = max(map(_shown, left)) + 4
+    if start + max(map(_shown, right)) > room:
+        return f"{first}\n\n{second}"
+    height = max(len(left), len(right))
+    padded = [block + [""] * (height - len(block)) for block in (left, right)]
+    return "\n".join(f"{a}{' ' * (start - _shown(a))}{b}".rstrip() for a, b in zip(*padded, strict=True))
+
+
+def _shown(line: str) -> int:
+    """Columns that a line takes on a terminal."""
+    return len(line.replace("\x1b[1m", "").replace("\x1b[0m", ""))
+
+
+def spark(values: Sequence[int], length: int) -> str:
+    """Values over time as a line of bars, the highest of each stretch; nothing where all are zero."""
+    top = max(values, default=0)
+    if not top:
+        return ""
+    length = min(length, len(values))
+    stretches = [values[i * len(values) // length : (i + 1) * len(values) // length] for i in range(length)]
+    return "".join(_BARS[max(stretch) * (len(_BARS) - 1) // top] for stretch in stretches)
