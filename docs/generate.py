@@ -1,4 +1,5 @@
-"""Writes the parts of docs/ that are made from the code: verbs.md, counters.md, schema.md, checks.md.
+"""Writes the parts of docs/ that are made from the code: verbs.md, counters.md, schema.md, checks.md,
+findings.md.
 
 Run by ``make docs``; a test holds the files against what this would write.
 """
@@ -12,6 +13,8 @@ import click
 from sqlalchemy import Table
 
 from analyzer.counters import SECTIONS, definitions
+from analyzer.findings import RULES
+from analyzer.grouping import KEYS
 from analyzer.sharing import PARTS
 from db.models import metadata
 from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
@@ -39,11 +42,17 @@ _SECTION_TITLES = {
 }
 
 _FACTS = {
+    "form": "the form of these facts, a number that changes with them",
     "mmu_pages": "shadow pages there were",
     "hash_buckets": "buckets of the hash table",
     "get_page.by_role": "look-ups, hits and misses of each role, roots included, in order of the role word",
+    "roots.of_frame_0": "look-ups of PAE roots of frame 0: what 2.6.20 makes of an absent entry of the page-directory-pointer table",
+    "roots.to_neighbours": "times a vCPU took roots of the frame beside the one before, only the lowest bit of the number changed:"
+    " page-table isolation's way between its two top tables",
     "live.total": "shadow pages in use at the end",
     "live.free": "pages on the free list at the end",
+    "live.peak": "most shadow pages in use at once",
+    "live.keys_ever": "different keys that pages were made of: with so many pages and those that eviction keeps free it would never start",
     "live.roots_active": "pages that are a root in use",
     "live.orphans": "pages in use that are no root and have no parent",
     "live.max_parents": "most parents of one page",
@@ -53,16 +62,57 @@ _FACTS = {
     "hash.longest": "pages in the fullest bucket",
     "hash.mean_nonempty": "pages for each bucket that holds one",
     "hash.mean_all": "pages for each bucket",
+    "hash.chains": "how many buckets hold how many pages, empty buckets included",
+    "hash.worst": "up to 8 buckets with several pages, the fullest first: pages, different frames and metaphysical pages in it, its roles,"
+    " and why: most are metaphysical, or half are further pages of frames that have one there, or chance",
     "memory.nonzero_pages": "guest frames that are not all zero, as the model knows memory",
     "memory.crc32": "CRC-32 over them: 8 bytes of gfn, 4096 of content, by gfn",
-    "roles": "of each role: look-ups, hits, pages made, alive now and at the most, deaths and emptied roots by cause",
+    "roles": "of each role: look-ups, hits, pages made, alive now and at the most, deaths and emptied roots by cause; `orphans`: alive now, no"
+    " root in use and without a parent; `stores`: intercepted stores to frames whose newest page is of this role; `lifetime`: median, mean"
+    " and longest life of those that died, in events from birth to death, null where none did",
     "frames.shadowed": "guest frames that have a shadow page at the end",
     "frames.told_apart_by": "frames with several shadow pages (`several`), and with two that differ in level, in glevels, in metaphysical,"
     " or in nothing but quadrant: now, and at the most",
     **{f"key.{part}": f"misses where a live page of the same frame differed in nothing but {part}" for part in PARTS},
     "frames.by_pages": "frames with exactly so many shadow pages: now, and at the most",
-    "parents": "by level: pages alive, those with several parents, the most parents and whose, pte chains and those with a free slot",
+    "frames.top": "up to 20 frames with several pages now, the most first: their roles, what tells those apart, and the names of the"
+    " address spaces that any of them is part of",
+    "frames.most_made": "up to 8 frames whose pages were made most often, twice at the least: how often, at which levels, in which"
+    " address spaces",
+    "parents": "by level: pages alive, those with several parents, the most parents and whose, pte chains, those with a free slot and those"
+    " with two used slots of five or fewer; `histogram`: pages by number of parents",
+    "parents_top": "up to 20 pages with several parents now, the most first: key, birth number, `kernel_half` (true where every way to it goes"
+    " through entries 256 and up of a long-mode root, or through quadrant 3 of a two-level one; false where none does; null where both do"
+    " or neither can be told), and the names of the address spaces that it is part of",
+    "spaces": "address spaces in order of first use: paging levels, the frame in cr3 (0 without paging, one space for the machine),"
+    " generation (programs with that root that were named up to it) and name; `loads`: times a vCPU took its roots, by a cr3 load with"
+    " paging on or a change of mode; look-ups, hits, pages made and faults while a vCPU was in it; first and last event of these;"
+    " `pages_now`: live pages its roots lead to at the end. A name holds from the cr3 load during which it was learnt, the first of several"
+    " in a row to one frame, until the frame's next name; a fork's child counts to the program before until it executes another",
+    "processes": "address spaces of one name together, those with the most look-ups first",
+    "space_sharing.peak": "when most pages had several parents at once (after `event`; the end where none ever had). `by_level`: live pages"
+    " that the roots of no address space lead to, of one, of several, and the most spaces that one page is part of. The roots of a space"
+    " are those its latest load looked up, while they live; of the generations of a frame the newest counts. `matrix`: pages that two"
+    " spaces have in common, for up to 24 spaces (`spaces`: their places in the list) with the most in common; on the diagonal all pages"
+    " of one",
+    "space_sharing.end": "the same at the end",
+    "origin.roots": "hits of roots by who had made the page, the first that holds: a vCPU in another paging mode (never: glevels in the key"
+    " keeps modes apart), another vCPU, the same vCPU in another address space, in the same. `age`: hits by events since the page was made,"
+    " up to that power of two and more than the one before",
+    "origin.tables": "the same for tables below the roots",
+    "phases": "from one mark of the trace to the next (`start` before the first; the machine's creation is part of it): `cr3`: times a vCPU"
+    " took roots; accesses and faults, look-ups, hits, pages made, zaps by cause, intercepted stores; `live_end`: pages in use when it ends",
+    "over_time.bucket_events": "events in each slice of the replay; there are up to 200",
+    "over_time.buckets": "for each slice what happened in it, as for a phase (`zapped`: of all causes), and how things stand after it: live"
+    " pages by level, pages with several parents (`multi_parent`), frames with several shadow pages (`several_pages`)",
+    "saved": "only in a report that has a run without a cache to compare with: faults, exits, pages made and shadow entries filled with the"
+    " cache and without, in all and for each cr3 load. Exits are faults, intercepted stores (once, where the trace has the store as an"
+    " access too), cr3 loads and, without a cache, INVLPG. `cycles`: exits, faults and entries, each times its cost; the costs are"
+    " `--cycles-exit`, `--cycles-fault` and `--cycles-fill`, round figures unless you set them",
+    "findings": "what is worth a look: see [findings.md](findings.md). `TRACE` and `GUEST` in a command stand for the file and the guest",
 }
+
+_KEYS = "## Keys of `report --by`\n\n| key | what it is |\n| --- | --- |\n"
 
 
 def verbs() -> str:
@@ -93,6 +143,21 @@ def counters() -> str:
         parts.append(f"## {_SECTION_TITLES[section]}\n\n| counter | what it counts |\n| --- | --- |\n" + "\n".join(rows) + "\n")
     rows = [f"| `{name}` | {text} |" for name, text in _FACTS.items()]
     parts.append("## Facts at the end\n\n| fact | what it is |\n| --- | --- |\n" + "\n".join(rows) + "\n")
+    parts.append(_KEYS + "\n".join(f"| `{name}` | {key.about} |" for name, key in KEYS.items()) + "\n")
+    parts.append(
+        "A row of the journal that has no answer to a key is left out: only hits have an origin and an age, only deaths a cause, and a fault is"
+        " of no level. `alive` counts the pages made in a group that live at the end.\n"
+    )
+    return "\n".join(parts)
+
+
+def findings() -> str:
+    """docs/findings.md."""
+    parts = [
+        "# Worth a look\n",
+        "What a report ends with: rules over the facts, each with a threshold, below which it says nothing, and a command that looks closer.\n",
+        *(f"## {rule.name}\n\nSpeaks from: {rule.threshold}.\n\n{rule.meaning}\n" for rule in RULES),
+    ]
     return "\n".join(parts)
 
 
@@ -129,7 +194,7 @@ def checks() -> str:
     return f"# Checks\n\nWhat `shadowtrace verify` looks at.\n\n| check | what it claims | why |\n| --- | --- | --- |\n{rows}\n"
 
 
-PAGES = {"verbs.md": verbs, "counters.md": counters, "schema.md": schema, "checks.md": checks}
+PAGES = {"verbs.md": verbs, "counters.md": counters, "schema.md": schema, "checks.md": checks, "findings.md": findings}
 
 
 def main() -> None:

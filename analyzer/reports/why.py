@@ -72,7 +72,7 @@ def _frames(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
     yield from _bars([bucket["several_pages"] for bucket in facts["over_time"]["buckets"]], look)
     for frame in frames["top"] if everything else frames["top"][:1]:
         levels = ", ".join(map(str, sorted({role["level"] for role in frame["roles"]}, reverse=True)))
-        yield f"  gfn {frame['gfn']:#x}: {frame['pages']} pages, level {levels}{_whose(frame['names'])}"
+        yield f"  gfn {frame['gfn']:#x}: {frame['pages']} pages, level {levels}" + (_whose(frame["names"]) if everything else "")
 
 
 def _bars(values: list[int], look: Look) -> Iterable[str]:
@@ -83,14 +83,14 @@ def _bars(values: list[int], look: Look) -> Iterable[str]:
 def _whose(names: list[str]) -> str:
     if not names:
         return ""
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return f" ({', '.join(shortened(printable(name), 16) for name in names[:2])}{more})"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f" ({shortened(printable(names[0]), 16)}{more})"
 
 
 def _parents(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
-    rows: list[tuple[str, ...]] = [("level", "alive", "several", "most", "chains", "not full", "half empty", "")]
+    rows: list[tuple[str, ...]] = [("level", "alive", "several", "most", "chains", "half empty", "")]
     for row in reversed(facts["parents"]):
-        counts = ("pages", "several_parents", "most_parents", "chains", "chains_not_full", "chains_half_empty")
+        counts = ("pages", "several_parents", "most_parents", "chains", "chains_half_empty")
         rows.append((str(row["level"]), *(number(row[name]) for name in counts), ""))
     yield columns(rows, "  ")
     peak = facts["multimapped"]["peak"]
@@ -112,7 +112,7 @@ def _spaces(facts: Facts) -> Iterable[str]:
             counts = ("pages", "in_one_root", "in_several", "most_roots")
             rows.append(("" if i else when, str(row["level"]), *(number(row[name]) for name in counts), ""))
     yield columns(rows, "  ")
-    yield f"  peak: after event {shared['peak']['event']:,}, most pages with several parents"
+    yield f"  peak: after event {shared['peak']['event']:,}"
 
 
 def _origins(facts: Facts) -> Iterable[str]:
@@ -139,7 +139,9 @@ def _hash(facts: Facts, everything: bool) -> Iterable[str]:
     table = facts["hash"]
     yield f"  {number(table['pages'])} pages in {number(table['nonempty'])} of {facts['hash_buckets']:,} buckets, {number(table['longest'])} in the fullest"
     for bucket in table["worst"] if everything else table["worst"][:1]:
-        yield f"  bucket {bucket['bucket']}: {bucket['pages']:,} pages of {bucket['frames']:,} frames; {bucket['why']}"
+        frames = f"{bucket['frames']:,} frames" if bucket["frames"] > 1 else "one frame"
+        yield f"  bucket {bucket['bucket']}: {bucket['pages']:,} pages of {frames}"
+        yield f"    {bucket['why']}"
 
 
 def _key(facts: Facts) -> Iterable[str]:
