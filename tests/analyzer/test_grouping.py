@@ -1,0 +1,114 @@
+"""Groups of look-ups, deaths, faults and stores, on a small guest and against the counters of random ones."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from analyzer.facts import facts
+from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, Group, arranged, grouped
+from analyzer.mmu import Mmu
+from analyzer.model import parameters
+from analyzer.outcome import Outcome, outcome
+from analyzer.story import Name, Story
+from tests.analyzer.guests import Step, apply, start, steps
+from tests.analyzer.test_overtime import MARKS
+from tests.analyzer.test_spaces import two_programs
+from x86.registers import Mode
+
+
+def end() -> Outcome:
+    """``two_programs``, and three stores to table 4, the leaf table: the third zaps it."""
+    mmu = two_programs()
+    for _ in range(3):
+        mmu.write(0, 0x4008, 8, 0)
+    return outcome(mmu)
+
+
+def short(groups: list[Group], *columns: str) -> list[tuple[object, ...]]:
+    return [tuple(group[column] for column in columns) for group in groups]
+
+
+def test_groups_by_level_and_mode() -> None:
+    """Without paging 4 roots made and found. In long mode roots 1 and 5, the first found once; tables 2, 6, 7; 3; 4."""
+    groups = grouped(end(), MARKS, ("mode", "level"))
+    assert short(groups, "mode", "level", "lookups", "hits", "made", "died", "alive", "stores") == [
+        ("no paging", 2, 8, 4, 4, 0, 4, 0),
+        ("long", 1, 1, 0, 1, 1, 0, 3),
+        ("long", 2, 3, 2, 1, 0, 1, 0),
+        ("long", 3, 4, 1, 3, 0, 3, 0),
+        ("long", 4, 3, 1, 2, 0, 2, 0),
+    ]
+    assert groups[2]["hit_percent"] == 66.7
+
+
+def test_only_keeps_what_is_called_so() -> None:
+    groups = grouped(end(), MARKS, ("level",), [("mode", "long"), ("phase", "first user process")])
+    assert short(groups, "level", "lookups", "hits") == [(1, 0, 0), (2, 1, 1), (3, 2, 1), (4, 2, 1)]
+    assert grouped(end(), MARKS, ("level",), [("mode", "PAE")]) == []
+
+
+def test_each_key_leaves_out_what_has_no_answer_to_it() -> None:
+    assert short(grouped(end(), MARKS, ("cause",)), "cause", "died", "lookups") == [("flood", 1, 0)]
+    assert short(grouped(end(), MARKS, ("origin",)), "origin", "hits", "made") == [("other_root", 2, 0), ("same_root", 6, 0)]
+    assert short(grouped(end(), MARKS, ("answer",)), "answer", "faults") == [("shadow_fixed", 4)]
+    assert short(grouped(end(), MARKS, ("kind",)), "kind", "lookups") == [("table", 8), ("root", 11)]
+
+
+def test_programs_of_one_name_are_one_process_and_two_spaces() -> None:
+    names = Story(names=(Name(1, 7, "sh"), Name(5, 15, "sh")))
+    assert short(grouped(end(), names, ("process",)), "process", "faults") == [("no paging", 0), ("sh", 4)]
+    assert short(grouped(end(), names, ("space",)), "space", "faults") == [("no paging", 0), ("sh @0x1.1", 2), ("sh @0x5.1", 2)]
+
+
+def test_rows_are_sorted_by_a_count_or_a_key_and_cut() -> None:
+    groups = grouped(end(), MARKS, ROLE_KEYS)
+    assert [group["lookups"] for group in arranged(groups, "lookups", 3)] == [4, 3, 3]
+    assert [group["mode"] for group in arranged(groups, "mode", None)][:2] == ["long", "long"]
+    assert arranged(groups, None, None) == groups
+    assert arranged([], "lookups", 5) == []
+
+
+@pytest.mark.parametrize("model", ["kvm-2.6.20", "uncached"])
+@given(mode=st.sampled_from(["two-level", "pae", "long"]), events=steps(), vcpus=st.integers(1, 2))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+def test_groups_add_up_whatever_the_key(model: str, mode: str, events: list[Step], vcpus: int) -> None:
+    mmu = Mmu(parameters(model, pages=64), vcpus)
+    for step in start(mode) + events:
+        apply(mmu, step, vcpus)
+    left = outcome(mmu)
+    told = facts(left, MARKS)
+    whole = {
+        "hits": told["get_page"]["hits"],
+        "made": told["get_page"]["misses"],
+        "died": told["zaps"]["freed"],
+        "emptied": told["zaps"]["root_kept"],
+        "alive": told["live"]["total"],
+        "faults": told["access"]["faults"],
+        "stores": told["writes"]["protected"],
+    }
+    partial = {
+        "kind": ("hits", "made", "alive"),
+        "cause": ("died", "emptied"),
+        "origin": ("hits",),
+        "age": ("hits",),
+        "answer": ("faults",),
+    }
+    of_pages = ("hits", "made", "died", "emptied", "alive", "stores")
+    for key in KEYS:
+        groups = grouped(left, MARKS, (key,))
+        counts = partial.get(key, tuple(whole) if key in ("mode", "phase", "process", "space", "vcpu") else of_pages)
+        assert {count: sum(group[count] for group in groups) for count in counts} == {count: whole[count] for count in counts}
+        assert len({group[key] for group in groups}) == len(groups)
+    by_role = grouped(left, MARKS, ROLE_KEYS)
+    for role in told["roles"]:
+        mine = (Mode(role["glevels"]).label, role["level"], role["quadrant"], "meta" if role["metaphysical"] else "")
+        (group,) = [group for group in by_role if tuple(group[key] for key in ROLE_KEYS) == mine]
+        assert (group["lookups"], group["hits"], group["alive"], group["stores"]) == (
+            role["lookups"],
+            role["hits"],
+            role["live"],
+            role["stores"],
+        )
+    assert all(set(group) == {*ROLE_KEYS, *COUNTS} for group in by_role)
