@@ -153,7 +153,7 @@ def test_parameters_in_pairs(folder: Path, cli: Cli) -> None:
 
 def test_facts_as_json_from_a_file_and_from_a_pipe(folder: Path, cli: Cli) -> None:
     program = Path(sys.executable).with_name("shadowtrace")
-    (folder / "facts.json").write_text(cli("report", folder / "24_tiny_a.db", "--format", "json").stdout)
+    (folder / "facts.json").write_text(cli("report", folder / "24_tiny_a.db", "--format", "json", "--no-saved").stdout)
     pipe = f"{program} replay 24_tiny_a.db --format json | {program} diff - facts.json --fail-on 'lookups!=+0'"
     done = subprocess.run(pipe, shell=True, cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
