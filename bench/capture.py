@@ -31,13 +31,14 @@ _SECONDS = 900
 
 @dataclass(frozen=True)
 class Boot:
-    """One boot: CPU seconds of QEMU, bytes that the plugin wrote."""
+    """One boot: CPU seconds of QEMU, bytes that the plugin wrote, these bytes where they were to be kept."""
 
     seconds: float
     written: int
+    stream: bytes = b""
 
 
-def boot(recipe: guest.Guest, touch_entries: int | None, object_path: Path) -> Boot:
+def boot(recipe: guest.Guest, touch_entries: int | None, object_path: Path, keep: bool = False) -> Boot:
     """Run a guest to its power-off. Raises ``RuntimeError`` where QEMU fails."""
     arguments = recipe.arguments(recipe.images())
     size = qemu.ram_bytes(arguments)
@@ -54,7 +55,7 @@ def boot(recipe: guest.Guest, touch_entries: int | None, object_path: Path) -> B
     if touch_entries is not None:
         values = {"stream": stream_end, "control": control, "ram": ram, "ram_bytes": size, "touch": touch_entries}
         command += ["-plugin", plugin.arguments(object_path, **values)]
-    reader = _Drain(stream)
+    reader = _Drain(stream, keep)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(ram, control, stream_end))
     os.close(stream_end)
     reader.start()
@@ -68,18 +69,27 @@ def boot(recipe: guest.Guest, touch_entries: int | None, object_path: Path) -> B
         os.close(descriptor)
     if process.returncode:
         raise RuntimeError(f"QEMU ended with status {process.returncode}")
-    return Boot(usage.ru_utime + usage.ru_stime, reader.taken)
+    return Boot(usage.ru_utime + usage.ru_stime, reader.taken, b"".join(reader.kept))
+
+
+def kept_stream(recipe: guest.Guest) -> bytes:
+    """What the plugin writes during one boot, with first touches."""
+    return boot(recipe, VARIANTS["first"], plugin.build(), keep=True).stream
 
 
 class _Drain(threading.Thread):
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, keep: bool) -> None:
         super().__init__(daemon=True)
         self._descriptor = descriptor
+        self._keep = keep
         self.taken = 0
+        self.kept: list[bytes] = []
 
     def run(self) -> None:
         while data := os.read(self._descriptor, 1 << 20):
             self.taken += len(data)
+            if self._keep:
+                self.kept.append(data)
 
 
 def measure(name: str, boots: int, variants: Iterable[str] = VARIANTS) -> dict[str, object]:

@@ -1,8 +1,8 @@
 /*
  * Touches and stores: every access of the guest.
  *
- * Memory callbacks never resolve what is pending: those of the pending instruction itself (a task switch works on its TSS)
- * still belong to what was before.
+ * What is pending is resolved at the next block, or, where blocks have no callback, at the next store - but never at those of
+ * the pending instruction itself: a task switch works on its TSS, which still belongs to what was before.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -11,11 +11,21 @@
 
 #define LARGEST_ACCESS 64u
 
+/* The bits of a callback's information that say it is a store: QEMU's function is a call for each access. */
+static qemu_plugin_meminfo_t store_bits;
+
+/* Words of a set of slots. */
+static unsigned slot_words(void)
+{
+    return (settings.touch_entries + 63) / 64;
+}
+
 void drop_caches(struct vcpu *v)
 {
     memset(v->store_cache, 0, sizeof v->store_cache);
     for (unsigned kind = 0; settings.touch_entries && kind < TOUCH_KINDS; kind++) {
         memset(v->touched[kind], 0, settings.touch_entries * sizeof **v->touched);
+        memset(v->slots[kind], 0, 64 * slot_words() * sizeof **v->slots);
     }
 }
 
@@ -42,10 +52,13 @@ void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t
     if (!closed) {
         stream_event(&event, NULL, 0);
         v->store_touch = kind == TOUCH_STORE ? va : NO_VA;
-        v->touched[kind][slot] = tag;
+        v->touched[kind][slot] = settings.every_access ? 0 : tag;
         v->through[kind][slot] = 0;
         if (settings.drop_at_stores) {
             translate(v, va, &v->through[kind][slot]);
+            for (uint64_t bits = v->through[kind][slot]; bits; bits &= bits - 1) {
+                v->slots[kind][(unsigned)__builtin_ctzll(bits) * slot_words() + slot / 64] |= 1ull << slot % 64;
+            }
         }
     }
     pthread_mutex_unlock(&lock);
@@ -55,10 +68,19 @@ void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t
 void drop_touches(struct vcpu *v)
 {
     uint64_t stored = atomic_exchange(&v->stored_tables, 0);
+    unsigned words = slot_words();
 
     for (unsigned kind = 0; kind < TOUCH_KINDS; kind++) {
-        for (unsigned i = 0; i < settings.touch_entries; i++) {
-            v->touched[kind][i] = v->through[kind][i] & stored ? 0 : v->touched[kind][i];
+        for (uint64_t bits = stored; bits; bits &= bits - 1) {
+            uint64_t *slots = v->slots[kind] + (unsigned)__builtin_ctzll(bits) * words;
+            for (unsigned i = 0; i < words; i++) {
+                /* A slot may have been taken by another page since. */
+                for (uint64_t left = slots[i]; left; left &= left - 1) {
+                    unsigned slot = i * 64 + (unsigned)__builtin_ctzll(left);
+                    v->touched[kind][slot] = v->through[kind][slot] & stored ? 0 : v->touched[kind][slot];
+                }
+                slots[i] = 0;
+            }
         }
     }
 }
@@ -100,18 +122,35 @@ static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
     }
 }
 
-static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user, uint64_t pc)
+/* Whose store it is: the kernel's where blocks have callbacks, or of a pending instruction; the kernel's where not; the user's. */
+enum storer { KERNEL, BETWEEN, USER };
+
+/* Near a page's end: whether an access reaches into the next. */
+static bool leaves_page(qemu_plugin_meminfo_t info, uint64_t va)
+{
+    return (va & (PAGE_BYTES - 1)) + (1u << qemu_plugin_mem_size_shift(info)) > PAGE_BYTES;
+}
+
+static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, uint64_t pc)
 {
     struct vcpu *v = &vcpus[vcpu];
-    unsigned room = PAGE_BYTES - (unsigned)(va & (PAGE_BYTES - 1));
+    unsigned size = 1u << qemu_plugin_mem_size_shift(info), room = PAGE_BYTES - (unsigned)(va & (PAGE_BYTES - 1));
+    bool user = storer == USER;
 
+    if (!(info & store_bits)) {
+        return; /* an exception within the instruction loads its gate */
+    }
     pthread_mutex_lock(&lock);
     if (!closed) {
-        uint64_t generation = atomic_load(&tables_generation);
-        if (v->generation != generation) {
-            memset(v->store_cache, 0, sizeof v->store_cache);
-            v->generation = generation;
+        if (v->pending && storer == BETWEEN) {
+            resolve(vcpu);
         }
+        uint64_t generation = atomic_load(&tables_generation);
+        if (v->cache_generation != generation) {
+            memset(v->store_cache, 0, sizeof v->store_cache);
+            v->cache_generation = generation;
+        }
+        v->generation = v->pending ? 0 : generation;
         store_in_page(vcpu, info, va, size < room ? size : room, user, pc);
         if (size > room) {
             store_in_page(vcpu, info, va + room, size - room, user, pc);
@@ -123,42 +162,59 @@ static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, u
     pthread_mutex_unlock(&lock);
 }
 
-static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
+static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, void *pc)
 {
     struct vcpu *v = &vcpus[vcpu];
-    unsigned size = 1u << qemu_plugin_mem_size_shift(info);
     uint64_t page = va >> PAGE_SHIFT;
 
-    if (v->store_cache[page & (STORE_CACHE - 1)] == page + 1 && (va & (PAGE_BYTES - 1)) + size <= PAGE_BYTES &&
-        v->generation == atomic_load_explicit(&tables_generation, memory_order_acquire)) {
+    if (v->store_cache[page & (STORE_CACHE - 1)] == page + 1 && v->generation == atomic_load_explicit(&tables_generation, memory_order_acquire) &&
+        ((va & (PAGE_BYTES - 1)) <= PAGE_BYTES - LARGEST_ACCESS || !leaves_page(info, va))) {
         return;
     }
-    store_slow(vcpu, info, va, size, user, (uint64_t)(uintptr_t)pc);
+    store_slow(vcpu, info, va, storer, (uint64_t)(uintptr_t)pc);
 }
 
+/* ---- page tables only ---- */
+
 /* The memory callbacks' last parameter is the address of the instruction, as it was translated. */
-void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+{
+    store(vcpu, info, va, BETWEEN, pc);
+}
+
+void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
     /* QEMU 7.2 calls for loads too, whatever was asked. */
-    if (qemu_plugin_mem_is_store(info)) {
-        store(vcpu, info, va, false, pc);
+    if (info & store_bits) {
+        store(vcpu, info, va, BETWEEN, pc);
+    }
+}
+
+/* A store of an instruction that is itself pending. */
+void on_own_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+{
+    if (info & store_bits) {
+        store(vcpu, info, va, KERNEL, pc);
+    }
+}
+
+/* ---- with touches ---- */
+
+static inline void touch_all(unsigned vcpu, qemu_plugin_meminfo_t info, enum touch kind, uint64_t va, bool user)
+{
+    touch(vcpu, kind, va, user);
+    if ((va & (PAGE_BYTES - 1)) > PAGE_BYTES - LARGEST_ACCESS && leaves_page(info, va)) {
+        touch(vcpu, kind, (va | (PAGE_BYTES - 1)) + 1, user);
     }
 }
 
 static inline void memory_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
 {
-    bool is_store = qemu_plugin_mem_is_store(info);
-    enum touch kind = is_store ? TOUCH_STORE : TOUCH_LOAD;
+    bool is_store = info & store_bits;
 
-    touch(vcpu, kind, va, user);
-    if ((va & (PAGE_BYTES - 1)) > PAGE_BYTES - LARGEST_ACCESS) {
-        uint64_t last = va + (1u << qemu_plugin_mem_size_shift(info)) - 1;
-        if (last >> PAGE_SHIFT != va >> PAGE_SHIFT) {
-            touch(vcpu, kind, last & ~(uint64_t)(PAGE_BYTES - 1), user);
-        }
-    }
+    touch_all(vcpu, info, is_store ? TOUCH_STORE : TOUCH_LOAD, va, user);
     if (is_store) {
-        store(vcpu, info, va, user, pc);
+        store(vcpu, info, va, user ? USER : KERNEL, pc);
     }
 }
 
@@ -172,14 +228,29 @@ void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void
     memory_access(vcpu, info, va, true, pc);
 }
 
+/* The recorder has asked for each access: nothing counts as touched any more. While the guest stands still. */
+void notice_every_access(void)
+{
+    if (settings.control->every_access && !settings.every_access) {
+        settings.every_access = true;
+        for (unsigned i = 0; i < settings.vcpus; i++) {
+            drop_caches(&vcpus[i]);
+        }
+    }
+}
+
 /* The first-touch tables of every vCPU. */
 bool access_open(void)
 {
+    for (unsigned bit = 0; bit < 32; bit++) {
+        store_bits |= qemu_plugin_mem_is_store(1u << bit) ? 1u << bit : 0;
+    }
     for (unsigned i = 0; i < settings.vcpus && settings.touch_entries; i++) {
         for (unsigned kind = 0; kind < TOUCH_KINDS; kind++) {
             vcpus[i].touched[kind] = calloc(settings.touch_entries, sizeof(uint64_t));
             vcpus[i].through[kind] = calloc(settings.touch_entries, sizeof(uint64_t));
-            if (!vcpus[i].touched[kind] || !vcpus[i].through[kind]) {
+            vcpus[i].slots[kind] = calloc(64ul * slot_words(), sizeof(uint64_t));
+            if (!vcpus[i].touched[kind] || !vcpus[i].through[kind] || !vcpus[i].slots[kind]) {
                 return false;
             }
         }

@@ -49,7 +49,7 @@ static void on_block(unsigned vcpu, void *data)
     uint64_t va = (uint64_t)((int64_t)(packed << (64 - BLOCK_VA_BITS)) >> (64 - BLOCK_VA_BITS));
     bool user = packed & BLOCK_USER;
 
-    if (v->pending || va == atomic_load_explicit(&v->fault_handler, memory_order_relaxed) || !v->known) {
+    if (v->pending || va == atomic_load_explicit(&v->fault_handler, memory_order_relaxed)) {
         on_block_slow(vcpu, va, user);
     }
     touch(vcpu, TOUCH_FETCH, va, user);
@@ -58,11 +58,19 @@ static void on_block(unsigned vcpu, void *data)
     }
 }
 
-/* Page tables only: nothing but what is pending. */
-static void on_kernel_block(unsigned vcpu, void *data)
+/* Page tables only, a block that may follow INVLPG: its operand's registers are what they were. */
+static void on_next_block(unsigned vcpu, void *data)
 {
     (void)data;
-    if (vcpus[vcpu].pending || !vcpus[vcpu].known) {
+    if (vcpus[vcpu].pending) {
+        on_block_slow(vcpu, 0, true);
+    }
+}
+
+/* Before an instruction that will be pending: where blocks have no callback, the one before it still may be. */
+static void resolve_first(unsigned vcpu)
+{
+    if (vcpus[vcpu].pending) {
         on_block_slow(vcpu, 0, true);
     }
 }
@@ -70,19 +78,22 @@ static void on_kernel_block(unsigned vcpu, void *data)
 static void on_mode_write(unsigned vcpu, void *data)
 {
     (void)data;
-    vcpus[vcpu].pending |= PENDING_MODE;
+    resolve_first(vcpu);
+    set_pending(vcpu, PENDING_MODE);
 }
 
 static void on_cr3_write(unsigned vcpu, void *data)
 {
     (void)data;
-    vcpus[vcpu].pending |= PENDING_CR3;
+    resolve_first(vcpu);
+    set_pending(vcpu, PENDING_CR3);
 }
 
 /* It may switch tasks, into a new cr3 - or follow a switch that an exception made unseen. */
 static void on_far_transfer(unsigned vcpu, void *data)
 {
     (void)data;
+    resolve_first(vcpu);
     if (vcpus[vcpu].known && qemu_reg(vcpu, REG_CR3) != vcpus[vcpu].cr3) {
         pthread_mutex_lock(&lock);
         if (!closed) {
@@ -90,13 +101,14 @@ static void on_far_transfer(unsigned vcpu, void *data)
         }
         pthread_mutex_unlock(&lock);
     }
-    vcpus[vcpu].pending |= PENDING_MODE;
+    set_pending(vcpu, PENDING_MODE);
 }
 
 static void on_invlpg(unsigned vcpu, void *data)
 {
+    resolve_first(vcpu);
     vcpus[vcpu].invlpg = *(const struct operand *)data;
-    vcpus[vcpu].pending |= PENDING_INVLPG;
+    set_pending(vcpu, PENDING_INVLPG);
 }
 
 static void on_read_cr2(unsigned vcpu, void *data)
@@ -154,6 +166,15 @@ static bool translating_user_code(int vcpu)
     return (qemu_reg((unsigned)vcpu, REG_CS) & 3) == 3 || (qemu_reg((unsigned)vcpu, REG_EFLAGS) & EFLAGS_VM);
 }
 
+/* Page tables only. */
+static mem_cb store_callback(enum insn_kind kind, enum effect effect)
+{
+    if (kind != INSN_PLAIN) {
+        return on_own_store;
+    }
+    return effect == EFFECT_LOADS ? NULL : effect == EFFECT_STORES ? on_plain_store : on_any_store;
+}
+
 static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
     int vcpu = qemu_translating_vcpu();
@@ -162,11 +183,19 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
     uint64_t start = qemu_plugin_tb_vaddr(tb), next = start;
     uint8_t bytes[16];
     struct operand operand;
+    bool after_invlpg = true;
 
     (void)id;
-    if (vcpu >= 0 && !user && settings.touch_entries) {
+    if (vcpu >= 0 && !user) {
         pthread_mutex_lock(&lock);
-        look_up_handler(&vcpus[vcpu]);
+        if (settings.touch_entries) {
+            look_up_handler(&vcpus[vcpu]);
+        } else {
+            if (vcpus[vcpu].pending && !closed) {
+                resolve((unsigned)vcpu);
+            }
+            after_invlpg = follows_invlpg(&vcpus[vcpu], start);
+        }
         pthread_mutex_unlock(&lock);
     }
     for (size_t i = 0; i < count; i++) {
@@ -181,10 +210,10 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
         if (!user || kind == INSN_FAR) {
             instrument_special(insn, kind, &operand);
         }
-        if (settings.touch_entries) {
-            qemu_plugin_register_vcpu_mem_cb(insn, user ? on_user_access : on_kernel_access, CB_NO_REGS, MEM_RW, pc);
-        } else if (!user || settings.watch_user_stores) {
-            qemu_plugin_register_vcpu_mem_cb(insn, on_store_only, CB_NO_REGS, MEM_RW, pc);
+        mem_cb callback = settings.touch_entries ? (user ? on_user_access : on_kernel_access)
+                          : !user || settings.watch_user_stores ? store_callback(kind, effect_of(bytes, size)) : NULL;
+        if (callback) {
+            qemu_plugin_register_vcpu_mem_cb(insn, callback, CB_NO_REGS, MEM_RW, pc);
         }
     }
     if (settings.touch_entries) {
@@ -192,8 +221,8 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
         packed |= user ? BLOCK_USER : 0;
         packed |= (next - 1) >> PAGE_SHIFT != start >> PAGE_SHIFT ? BLOCK_CROSSES : 0;
         qemu_plugin_register_vcpu_tb_exec_cb(tb, on_block, CB_R_REGS, (void *)(uintptr_t)packed);
-    } else if (!user) {
-        qemu_plugin_register_vcpu_tb_exec_cb(tb, on_kernel_block, CB_R_REGS, NULL);
+    } else if (!user && after_invlpg) {
+        qemu_plugin_register_vcpu_tb_exec_cb(tb, on_next_block, CB_R_REGS, NULL);
     }
 }
 
@@ -249,6 +278,9 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
         return refuse("no thread can be started");
     }
     settings.control = stream_control();
+    for (unsigned i = 0; i < settings.vcpus; i++) {
+        vcpus[i].pending = PENDING_MODE; /* its registers have never been recorded */
+    }
     stream_control()->api = (uint64_t)qemu_plugin_version;
     qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
     return 0;

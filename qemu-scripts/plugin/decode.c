@@ -35,6 +35,11 @@ static struct prefixes prefixes(const uint8_t *bytes, size_t size)
     return found;
 }
 
+size_t prefix_length(const uint8_t *bytes, size_t size)
+{
+    return prefixes(bytes, size).length;
+}
+
 /* A memory operand of 32-bit or 64-bit addressing, its modrm byte at `bytes`. */
 static void decode_operand(const uint8_t *bytes, size_t size, const struct prefixes *prefix, struct operand *operand)
 {
@@ -113,6 +118,17 @@ static enum insn_kind decode_0f(const uint8_t *bytes, size_t size, const struct 
     default:
         return INSN_PLAIN;
     }
+}
+
+/* Whether an INVLPG may end where these bytes end. */
+bool may_end_in_invlpg(const uint8_t *bytes, size_t size)
+{
+    for (size_t at = 0; at + 3 <= size; at++) {
+        if (bytes[at] == 0x0f && bytes[at + 1] == 0x01 && (bytes[at + 2] >> 3 & 7) == 7 && bytes[at + 2] >> 6 != 3) {
+            return true;
+        }
+    }
+    return false;
 }
 
 enum insn_kind decode(const uint8_t *bytes, size_t size, uint64_t va, struct operand *operand)

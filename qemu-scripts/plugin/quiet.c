@@ -64,6 +64,7 @@ static void on_stopped(void)
 {
     pthread_mutex_lock(&lock);
     if (!closed) {
+        notice_every_access();
         settle(qemu_translating_vcpu());
         look_for_foreign(true);
         stream_flush();
@@ -138,6 +139,7 @@ static void *flush_now_and_then(void *data)
         pthread_mutex_lock(&lock);
         done = closed;
         if (!done) {
+            notice_every_access();
             stream_flush();
         }
         pthread_mutex_unlock(&lock);

@@ -6,6 +6,7 @@
  * tables.c     which frames are page tables: links, linger
  * content.c    what they hold, and what changed it unseen
  * decode.c     the instructions that matter, told by their bytes
+ * operands.c   what the others do to memory
  * vcpu.c       control registers, INVLPG, walks, the page-fault handler
  * access.c     touches and stores
  * quiet.c      moments at which the guest stands still
@@ -145,6 +146,18 @@ struct operand {
     uint64_t next_va;
 };
 
+/* INVLPG without its prefixes: opcode 2, modrm, SIB, displacement 4. */
+#define LONGEST_INVLPG 8u
+
 enum insn_kind decode(const uint8_t *bytes, size_t size, uint64_t va, struct operand *operand);
+size_t prefix_length(const uint8_t *bytes, size_t size);
+bool may_end_in_invlpg(const uint8_t *bytes, size_t size);
+
+/* ---- operands.c ---- */
+
+/* What an instruction may do to memory: load or nothing; store and never load; either, or through QEMU's helpers. */
+enum effect { EFFECT_LOADS, EFFECT_STORES, EFFECT_ANY };
+
+enum effect effect_of(const uint8_t *bytes, size_t size);
 
 #endif

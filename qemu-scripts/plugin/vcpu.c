@@ -241,6 +241,30 @@ static void record_invlpg(unsigned vcpu)
     memset(v->store_cache, 0, sizeof v->store_cache);
 }
 
+/* What an instruction is about to do can be read when it is done; until then every store takes the slow path. */
+void set_pending(unsigned vcpu, unsigned what)
+{
+    vcpus[vcpu].pending |= what;
+    vcpus[vcpu].generation = 0;
+}
+
+/* Whether the instruction before this address may be INVLPG; where its bytes cannot be seen it may. */
+bool follows_invlpg(const struct vcpu *v, uint64_t va)
+{
+    uint8_t bytes[LONGEST_INVLPG];
+    uint64_t gpa, through = 0;
+
+    if ((va & (PAGE_BYTES - 1)) < sizeof bytes) {
+        return true;
+    }
+    gpa = translate(v, va - sizeof bytes, &through);
+    if (!gpa || !tables_in_ram(gpa, sizeof bytes)) {
+        return true;
+    }
+    tables_read(gpa, bytes, sizeof bytes);
+    return may_end_in_invlpg(bytes, sizeof bytes);
+}
+
 /* Record what pending instructions did. With the lock held, on a vCPU that is between blocks. */
 void resolve(unsigned vcpu)
 {

@@ -22,9 +22,11 @@ enum { ACCESS_WRITE = 1, ACCESS_USER = 2, ACCESS_FETCH = 4, ACCESS_FAULT = 8 };
 
 struct vcpu {
     uint64_t store_cache[STORE_CACHE]; /* virtual page + 1 that is known not to be a table */
-    uint64_t generation;
+    uint64_t generation;      /* of the tables when the cache was empty; 0 while something is pending: no store goes by unseen */
+    uint64_t cache_generation;
     uint64_t *touched[TOUCH_KINDS]; /* virtual page << 1 | user, + 1 */
     uint64_t *through[TOUCH_KINDS]; /* for each, the set of tables that its translation went through: table_bit()s */
+    uint64_t *slots[TOUCH_KINDS];   /* for each table_bit(), the set of entries that went through it, and perhaps more */
     uint64_t store_touch;           /* the store touch recorded last, or NO_VA */
     _Atomic uint64_t stored_tables; /* tables that were stored to since the touches were last looked through */
     unsigned pending;
@@ -43,6 +45,7 @@ struct vcpu {
 struct settings {
     unsigned vcpus, touch_entries;
     bool drop_at_stores, watch_user_stores;
+    bool every_access; /* what control->every_access said when the guest last stood still */
     const volatile struct control *control;
 };
 
@@ -56,6 +59,8 @@ extern bool closed;
 
 void resolve(unsigned vcpu);
 void notice_cr3(unsigned vcpu);
+void set_pending(unsigned vcpu, unsigned what);
+bool follows_invlpg(const struct vcpu *v, uint64_t va);
 uint64_t translate(const struct vcpu *v, uint64_t va, uint64_t *through);
 void look_up_handler(struct vcpu *v);
 bool stored_to_gate(uint64_t gpa);
@@ -69,7 +74,10 @@ void drop_caches(struct vcpu *v);
 void forget_touch(struct vcpu *v, uint64_t page);
 void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag);
 void drop_touches(struct vcpu *v);
-void on_store_only(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
+void notice_every_access(void);
+void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
+void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
+void on_own_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 void on_kernel_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 
@@ -87,7 +95,7 @@ static inline void touch(unsigned vcpu, enum touch kind, uint64_t va, bool user)
     if (atomic_load_explicit(&v->stored_tables, memory_order_relaxed)) {
         drop_touches(v);
     }
-    if (v->touched[kind][page & (settings.touch_entries - 1)] != tag || settings.control->every_access) {
+    if (v->touched[kind][page & (settings.touch_entries - 1)] != tag) {
         touch_slow(vcpu, kind, va, user, tag);
     }
 }
