@@ -88,6 +88,9 @@ def upgraded_copy(old: Path) -> PrivateCopy:
     copy = PrivateCopy(old)
     try:
         with engine(copy.path, "rwc").connect() as connection:
+            # Nobody needs the copy after a crash.
+            connection.exec_driver_sql("PRAGMA synchronous = OFF")
+            connection.exec_driver_sql("PRAGMA journal_mode = MEMORY")
             create_tables(connection)
             _copy_rows(old, connection)
     except BaseException:

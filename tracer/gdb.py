@@ -27,6 +27,9 @@ _ANSWER_SECONDS = 60.0
 class GdbGoneError(Exception):
     """gdb ended, or cannot be talked to any more."""
 
+    killed = False
+    """Whether somebody ended it with a signal while it started."""
+
 
 @dataclass(frozen=True)
 class Stop:
@@ -69,6 +72,15 @@ class Session:
         self._token = 0
         self._registers: dict[str, int] = {}
         self.running = False
+        try:
+            self._attach(socket)
+        except BaseException as error:
+            if isinstance(error, GdbGoneError):
+                error.killed = self._signalled()
+            self.close()
+            raise
+
+    def _attach(self, socket: Path) -> None:
         self.command("-gdb-set confirm off")
         self.command("-gdb-set pagination off")
         self.command("-gdb-set mi-async on")
@@ -76,6 +88,11 @@ class Session:
         self.command(f"-target-select remote {socket}")
         # The attach itself stops at the reset vector.
         self.wait(10.0)
+
+    def _signalled(self) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return int(self._process().wait(timeout=1)) < 0
+        return False
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -225,8 +226,15 @@ class _Recording:
     def _drive(self, progress: Callable[[Status], None] | None) -> tuple[str, str]:
         try:
             session = gdb.Session(self.machine.gdb_socket)
-        except gdb.GdbGoneError as error:
-            raise ShadowtraceError(f"gdb did not start: {error}", "apt-get install gdb; shadowtrace doctor looks at it") from error
+        except (gdb.GdbGoneError, ShadowtraceError) as error:
+            if self._qemu_is_gone():
+                return self._qemu_ended()
+            if not isinstance(error, gdb.GdbGoneError):
+                raise
+            if not error.killed:
+                raise ShadowtraceError(f"gdb did not start: {error}", "apt-get install gdb; shadowtrace doctor looks at it") from error
+            self.gdb_lost = "; gdb was killed before the guest started: no marks and names"
+            return self._drive_without_gdb(progress)
         with session:
             driver = self.driver = Driver(session, self.symbols, self.request.until, self.request.marks, self._mark, self._exec)
             try:
@@ -249,6 +257,11 @@ class _Recording:
                 if not self.machine.alive():
                     return self._qemu_ended()
                 self.gdb_lost = f"; gdb was lost after {self.machine.control().events} events ({error}): no marks and names from there on"
+            except ShadowtraceError:
+                # gdb refuses what it is told once nobody answers it.
+                if self._qemu_is_gone():
+                    return self._qemu_ended()
+                raise
         self._remove_breakpoints()
         return self._drive_without_gdb(progress)
 
@@ -268,7 +281,7 @@ class _Recording:
             state = (self.machine.command("query-status") or {}).get("status")
             if state == "shutdown" and (end := self._end_by_guest(None)) is not None:
                 return end
-            if state in ("debug", "paused"):
+            if state in ("debug", "paused", "prelaunch"):
                 self.machine.command("cont")
 
     def _end_by_us(self, progress: Callable[[Status], None] | None) -> tuple[str, str] | None:
@@ -304,6 +317,12 @@ class _Recording:
         }
         how = self.machine.how_it_stopped() or "poweroff"
         return how, texts[how]
+
+    def _qemu_is_gone(self) -> bool:
+        """Whether QEMU has ended, or ends within a second: its sockets close a moment before."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.machine.process.wait(timeout=1)
+        return not self.machine.alive()
 
     def _qemu_ended(self) -> tuple[str, str]:
         with contextlib.suppress(Exception):

@@ -28,8 +28,11 @@ pytestmark = pytest.mark.boot
 PROGRAM = Path(sys.executable).with_name("shadowtrace")
 VICTIMS = ["shadowtrace", "qemu-system-x86", "gdb"]
 
-#: Seconds after QEMU's start within which a kill may fall: a boot takes longer than this.
-SPAN = 12.0
+#: Seconds after QEMU's start within which a kill may fall: about what half a million events take.
+SPAN = 8.0
+
+#: A report replays the whole trace, so of many kills only each so many-th is reported.
+REPORTED = 5
 
 #: The batch being written, the next one being gathered, what one read takes from the pipe, and the pipe itself, in events.
 MOST_LOST = 65_536 + 3 * 43_690
@@ -64,7 +67,7 @@ def control_of(pid: int) -> mmap.mmap | None:
 
 def killed(victim: str, moment: float, trace: Path) -> Kill:
     """Record a boot, kill a part of it after ``moment`` seconds, and wait until all is over."""
-    command = [PROGRAM, "record", "cloud-amd64", "-o", trace, "--events", "700000"]
+    command = [PROGRAM, "record", "cloud-amd64", "-o", trace, "--events", "500000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         children: dict[str, int] = {}
         deadline = time.monotonic() + 120
@@ -88,7 +91,7 @@ def killed(victim: str, moment: float, trace: Path) -> Kill:
     return Kill(moment, process.returncode, out, err, plugin.read_control(control).events)
 
 
-def held(victim: str, kill: Kill, trace: Path, cli: Cli) -> int:
+def held(victim: str, kill: Kill, trace: Path, cli: Cli | None) -> int:
     """Hold what a kill left to what is promised; the events lost."""
     assert "Traceback" not in kill.err
     try:
@@ -102,8 +105,7 @@ def held(victim: str, kill: Kill, trace: Path, cli: Cli) -> int:
         assert "does not say what was recorded" in str(error)
         assert kill.captured == 0
         return 0
-    report = cli("report", trace)
-    assert report.returncode == 0, report.stderr
+    text = reported(trace, cli)
     lost = kill.captured - count
     if ended == "events":
         # It was over before the kill, or gdb is what was killed.
@@ -112,16 +114,26 @@ def held(victim: str, kill: Kill, trace: Path, cli: Cli) -> int:
     if victim == "shadowtrace":
         assert (kill.status, ended) == (-signal.SIGKILL, None)
         assert set(failing) <= {"sealed"}, failing
-        assert "NOT SEALED: the recorder was killed" in report.stdout
+        assert text is None or "NOT SEALED: the recorder was killed" in text
         assert 0 <= lost <= MOST_LOST
         return lost
     assert victim == "qemu-system-x86"
     assert (kill.status, ended) == (1, "crash")
-    assert failing == {}
-    assert "crash: QEMU died with status -9" in report.stdout
+    # What QEMU took with it is missing in the tables that its memory, which outlives it, shows: verify names them.
+    assert set(failing) <= {"end-state", "memory-checks"}, failing
     assert losses == lost
-    assert (f"LOST {lost:,} events" in report.stdout) == (lost > 0)
+    if text is not None:
+        assert "crash: QEMU died with status -9" in text
+        assert (f"LOST {lost:,} events" in text) == (lost > 0)
     return lost
+
+
+def reported(trace: Path, cli: Cli | None) -> str | None:
+    if cli is None:
+        return None
+    report = cli("report", trace)
+    assert report.returncode == 0, report.stderr
+    return report.stdout
 
 
 def kill_many(victim: str, times: int, folder: Path, cli: Cli) -> None:
@@ -130,7 +142,7 @@ def kill_many(victim: str, times: int, folder: Path, cli: Cli) -> None:
     for number in range(times):
         trace = folder / f"{number}.db"
         kill = killed(victim, chance.uniform(0, SPAN), trace)
-        losses.append(held(victim, kill, trace, cli))
+        losses.append(held(victim, kill, trace, cli if number % REPORTED == 0 else None))
         if victim == "gdb":
             goes_on += "gdb was lost" in kill.out
         for part in folder.glob(f"{number}.db*"):
