@@ -22,6 +22,7 @@ _NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
 
 def create_tables(connection: Connection) -> None:
     """Make today's tables and views in an empty database, and say which schema that is."""
+    connection.exec_driver_sql("BEGIN")
     connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
     models.metadata.create_all(connection)

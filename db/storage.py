@@ -40,9 +40,9 @@ _RESERVE = 8 << 20
 _RESERVE_PART = 8
 
 
-def check_place(folder: Path) -> None:
-    """Raise ``StorageError`` where a folder lies on a network file system."""
-    kind = file_system(folder.resolve(), Path("/proc/self/mountinfo").read_text())
+def check_place(folder: Path, mountinfo: str | None = None) -> None:
+    """Raise ``StorageError`` where a folder lies on a network file system; ``mountinfo`` is read where it is not given."""
+    kind = file_system(folder.resolve(), Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo)
     if kind in _NETWORK or (kind.startswith("fuse.") and kind.removeprefix("fuse.") in _NETWORK_FUSE):
         raise StorageError(
             f"{folder} lies on a network file system ({kind}), where a crash could damage a trace: its locks cannot be relied upon",
@@ -62,12 +62,25 @@ def file_system(folder: Path, mountinfo: str) -> str:
     return kind
 
 
+def clear(path: Path) -> None:
+    """Remove a trace, and what SQLite left beside it."""
+    try:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} cannot be written: {error.strerror}", "is the disk full, or the folder read-only?")
+
+
 def lock(path: Path) -> int:
     """A descriptor that says, while it is open, that the trace is being written; the file is made."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}", "is the disk full, or the folder read-only?") from error
+        raise _unwritable(path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # SQLite's own kind of lock. It goes with the first descriptor that is closed, so it is given back here.

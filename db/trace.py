@@ -19,18 +19,25 @@ from db.errors import StorageError, TraceError
 from db.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, WRITE_SIZE, Event, Kind, is_content, signed, unsigned
 from db.opening import SQLITE_ERRORS, Budget, check_schema, damage, engine, harden, identify, reading_engine, trace_error
 from db.schema import SCHEMA_VERSION
-from db.storage import Reserve, check_place, is_being_written, lock, refuse_existing, storage_errors
+from db.storage import Reserve, check_place, clear, is_being_written, lock, refuse_existing, storage_errors
 
 _LOG = logging.getLogger(__name__)
 
-_INSERT_EVENT = "INSERT INTO event (seq, kind, vcpu, flags, addr, value) VALUES (?, ?, ?, ?, ?, ?)"
+_INSERTS = (
+    "INSERT INTO event (seq, kind, vcpu, flags, addr, value) VALUES (?, ?, ?, ?, ?, ?)",
+    "INSERT INTO mode_registers VALUES (?, ?, ?, ?)",
+    "INSERT INTO pdptes VALUES (?, ?, ?, ?, ?)",
+    "INSERT INTO content VALUES (?, ?)",
+    "INSERT INTO store_origin VALUES (?, ?)",
+)
 
 _HAVE_EXTRA = (Kind.REGS, Kind.PAGE)
 
-_BESIDE = ("-wal", "-shm", "-journal")
-
 #: The write-ahead log is folded into the file when it has so many pages, of so many bytes.
 _LOG_PAGES, _LEAST_LOG_PAGES, _PAGE = 1000, 16, 4096
+
+#: Half of the reserve below this: the disk is small, and batches are committed in pieces. About what a row takes.
+_SMALL_DISK, _ROW_BYTES = 4 << 20, 40
 
 #: The ``flags`` column, and with it kind and vCPU, stays below this.
 _MOST_FLAGS = (1 << 16) - 1
@@ -76,8 +83,7 @@ class TraceWriter(_OpenTrace):
         self._two_files = False
         refuse_existing(path, force)
         check_place(path.parent)
-        for suffix in ("", *_BESIDE):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        clear(path)
         self._lock = lock(path)
         try:
             with storage_errors(path):
@@ -85,15 +91,17 @@ class TraceWriter(_OpenTrace):
                 self._create(sync)
         except BaseException:
             os.close(self._lock)
-            for suffix in ("", *_BESIDE):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            clear(path)
             raise
 
     def _create(self, sync: str) -> None:
         connection = self._connection
+        create_tables(connection)
         connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if sync == 'full' else 'NORMAL'}")
-        create_tables(connection)
+        # The log and its index take their places in the folder at the first change: now, not once there are events to lose.
+        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.commit()
         self._reserve = Reserve(self.path.parent)
         # Folded so often that what is not yet folded when a disk is full finds its place in the reserve.
         connection.exec_driver_sql(
@@ -116,7 +124,9 @@ class TraceWriter(_OpenTrace):
         try:
             named = self.path.stat()
         except OSError as error:
-            raise StorageError(f"{self.path} is gone: it was moved or deleted while it was written", "record it again") from error
+            raise StorageError(
+                f"{self.path} is gone: it was moved or deleted while it was written", f"if it was moved, move {self.path.name}-wal along"
+            ) from error
         if (named.st_ino, named.st_dev) != (ours.st_ino, ours.st_dev):
             raise StorageError(f"{self.path} was replaced by another file while it was written", "record it again")
 
@@ -160,20 +170,20 @@ class TraceWriter(_OpenTrace):
         contents: Sequence[tuple[Any, ...]] = (),
         origins: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """Commit a batch of event rows as the file holds them, with the rows that belong to some of them."""
+        """Commit a batch of event rows as the file holds them, with the rows that belong to some of them.
+
+        Where the disk is small, in pieces: what the log holds has to find its place in the reserve.
+        """
         self.check_there()
-        with storage_errors(self.path):
-            for statement, batch in (
-                (_INSERT_EVENT, rows),
-                ("INSERT INTO mode_registers VALUES (?, ?, ?, ?)", registers),
-                ("INSERT INTO pdptes VALUES (?, ?, ?, ?, ?)", pdptes),
-                ("INSERT INTO content VALUES (?, ?)", contents),
-                ("INSERT INTO store_origin VALUES (?, ?)", origins),
-            ):
-                if batch:
-                    self._connection.exec_driver_sql(statement, list(batch))
-            self._connection.commit()
-        self.events += len(rows)
+        whole = (rows, registers, pdptes, contents, origins)
+        most = self._reserve.size // 2
+        for piece in _pieces(most, *whole) if 0 < most < _SMALL_DISK else (whole,):
+            with storage_errors(self.path):
+                for statement, batch in zip(_INSERTS, piece, strict=True):
+                    if batch:
+                        self._connection.exec_driver_sql(statement, list(batch))
+                self._connection.commit()
+            self.events += len(piece[0])
 
     def add(self, table: str, **columns: Any) -> None:
         """Commit one row of ``mark``, ``address_space``, ``console``, ``loss`` or ``memory_check``."""
@@ -196,6 +206,18 @@ class TraceWriter(_OpenTrace):
             # Somebody reads it just now, or there is no room. It is sealed all the same, though in two files.
             self._connection.rollback()
             self._two_files = True
+
+
+def _pieces(most: int, rows: Sequence[Row], *sides: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Sequence[Any], ...]]:
+    """A batch in pieces of about ``most`` bytes at the most: events, each with the rows that belong to it."""
+    size_of = {side[0]: _ROW_BYTES + sum(len(value) for value in side[1:] if isinstance(value, bytes)) for rows in sides for side in rows}
+    start, size = 0, 0
+    for at, row in enumerate(rows, 1):
+        size += _ROW_BYTES + size_of.get(row[0], 0)
+        if size >= most or at == len(rows):
+            first, last = rows[start][0], row[0]
+            yield rows[start:at], *([side for side in of_kind if first <= side[0] <= last] for of_kind in sides)
+            start, size = at, 0
 
 
 class TraceReader(_OpenTrace):

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from db.errors import StorageError
-from db.event import Event, Kind
+from db.event import Event, Kind, pack_words
 from db.private import private_folder, remove_dead
-from db.storage import Reserve, file_system
+from db.storage import Reserve, check_place, file_system
 from db.trace import TraceReader, TraceWriter, store_run
 
 MOUNTS = r"""22 1 253:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -49,6 +49,14 @@ def test_this_machine_s_own_mounts_are_understood() -> None:
     assert file_system(Path("/proc/self"), Path("/proc/self/mountinfo").read_text()) == "proc"
 
 
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"])
+def test_a_network_file_system_is_refused_with_the_reason(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=rf"network file system \({kind}\)") as error:
+        check_place(tmp_path, f"22 1 0:30 / / rw,relatime - {kind} server:/ rw\n")
+    assert "local disk" in error.value.hint
+    check_place(tmp_path, "22 1 0:30 / / rw,relatime - fuse.ntfs-3g /dev/sdb rw\n")
+
+
 def begun(path: Path, **options: str) -> TraceWriter:
     writer = TraceWriter(path, **options)  # type: ignore[arg-type]
     writer.describe(source="import", guest="t", title="t", vcpus=1, version="test")
@@ -67,10 +75,29 @@ def test_the_reserve_takes_room_and_has_no_name(tmp_path: Path) -> None:
     if not reserve.size:
         pytest.skip("this file system has no files without a name")
     assert list(tmp_path.iterdir()) == []
-    taken = free.f_bavail - os.statvfs(tmp_path).f_bavail
+    assert reserve._descriptor is not None
+    assert os.fstat(reserve._descriptor).st_blocks * 512 >= reserve.size
+    assert reserve.size <= min(8 << 20, free.f_bavail * free.f_frsize // 8)
     reserve.release()
-    assert reserve.size == min(8 << 20, free.f_bavail * free.f_frsize // 8) // 1
-    assert taken * free.f_frsize >= reserve.size // 2
+    assert reserve._descriptor is None
+
+
+def test_a_batch_in_pieces_is_the_same_batch(tmp_path: Path) -> None:
+    """As on a small disk: each event with what belongs to it."""
+    events = [
+        Event(Kind.PAGE, addr=4096 * number, extra=pack_words([(word, 1) for word in range(number % 500)]))
+        if number % 3
+        else Event(Kind.REGS, extra=(number, None, None))
+        if number % 2
+        else Event(Kind.CR3, addr=number, flags=1, extra=(1, 2, 3, number))
+        for number in range(2000)
+    ]
+    with begun(tmp_path / "t.db") as writer:
+        writer._reserve.size = 40_000
+        writer.append(events)
+        writer.seal("import", "done")
+    with TraceReader(tmp_path / "t.db") as trace:
+        assert list(trace.events()) == events
 
 
 def test_a_file_that_is_moved_away_while_it_is_written_is_noticed(tmp_path: Path) -> None:
