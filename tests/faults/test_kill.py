@@ -78,7 +78,7 @@ def killed(victim: str, moment: float, trace: Path) -> Kill:
             if control is not None and {"qemu-system-x86", "gdb"} <= set(children):
                 break
             time.sleep(0.01)
-        assert control is not None
+        assert control is not None, process.communicate()
         time.sleep(moment)
         alive = process.poll() is None
         if alive:
@@ -147,14 +147,9 @@ def kill_many(victim: str, times: int, folder: Path, cli: Cli) -> None:
             goes_on += "gdb was lost" in kill.out
         for part in folder.glob(f"{number}.db*"):
             part.unlink()
+        went_on = {"went_on": goes_on} if victim == "gdb" else {}
+        note(f"kill {victim}", moments=number + 1, lost_most=max(losses), lost_median=int(statistics.median(losses)), **went_on)
     assert victim != "gdb" or goes_on > 0
-    note(
-        f"kill {victim}",
-        moments=times,
-        lost_most=max(losses),
-        lost_median=int(statistics.median(losses)),
-        **({"went_on": goes_on} if victim == "gdb" else {}),
-    )
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
