@@ -6,10 +6,15 @@ BIN := $(VENV)/bin
 PACKAGES := qemu-system-x86 gdb gcc libc6-dev python3-venv
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help demo test setup packages check docs accuracy clean
+.PHONY: help demo test test-faults fuzz test-bounds setup packages check docs accuracy clean
+
+# Inputs that make fuzz tries of each target by our own mutations, and guided by coverage.
+FUZZ_RUNS ?= 20000
+GUIDED_RUNS ?= 5000
+FIGURES := SHADOWTRACE_FIGURES=$(CURDIR)/docs/reliability.json
 
 help: ## what there is
-	@sed -n 's/^\([a-z]*\):.*## /  make \1  \t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' $(MAKEFILE_LIST)
 
 demo: setup ## boot a real Linux under QEMU, traced; replay it; print the report
 	@echo "== recording a boot of Debian's cloud kernel into demo.db (the first time fetches it and reads its symbols)"
@@ -19,6 +24,19 @@ demo: setup ## boot a real Linux under QEMU, traced; replay it; print the report
 
 test: setup check ## every check and every test
 	$(BIN)/python -m pytest
+
+test-faults: setup ## kill and starve recordings by the dozen (an hour); figures into docs/reliability.md
+	$(FIGURES) $(BIN)/python -m pytest tests/faults -m "faults or not faults"
+	$(BIN)/python docs/reliability.py
+
+fuzz: setup ## damaged inputs by the ten thousand, then guided by coverage; figures into docs/reliability.md
+	$(FIGURES) FUZZ_RUNS=$(FUZZ_RUNS) $(BIN)/python -m pytest tests/fuzz
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	for target in reader verbs importer stream; do $(BIN)/python -m tests.fuzz.guided $$target $(GUIDED_RUNS) || exit 1; done
+	$(BIN)/python docs/reliability.py
+
+test-bounds: packages ## the quick tests with the lowest versions of all dependencies
+	tests/bounds.sh
 
 check: setup ## style, types, the house's rules
 	$(BIN)/ruff format --check --quiet .

@@ -31,6 +31,9 @@ VICTIMS = ["shadowtrace", "qemu-system-x86", "gdb"]
 #: Seconds after QEMU's start within which a kill may fall: about what half a million events take.
 SPAN = 8.0
 
+#: Kills of each part where the moments are many.
+MANY = int(os.environ.get("FAULTS_KILLS") or 50)
+
 #: A report replays the whole trace, so of many kills only each so many-th is reported.
 REPORTED = 5
 
@@ -159,5 +162,5 @@ def test_a_few_kills(victim: str, tmp_path: Path, cli: Cli) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_fifty_kills(victim: str, tmp_path: Path, cli: Cli) -> None:
-    kill_many(victim, 50, tmp_path, cli)
+def test_many_kills(victim: str, tmp_path: Path, cli: Cli) -> None:
+    kill_many(victim, MANY, tmp_path, cli)

@@ -28,7 +28,9 @@ _DATA = Path(__file__).resolve().parent.parent / "data"
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="shadowtrace-fuzz-")
+    # In memory where there is such a place: thousands of small files are written, each to the disk and back.
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(prefix="shadowtrace-fuzz-", dir=memory if memory.is_dir() else None)
 
 
 def _file(name: str, data: bytes) -> Path:

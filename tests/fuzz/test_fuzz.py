@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.faults.figures import note
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import CORPUS, TARGETS, seeds
 
@@ -60,7 +61,9 @@ def test_damaged_inputs_are_read_or_refused(target: str) -> None:
             kept.mkdir(parents=True, exist_ok=True)
             (kept / f"mutation-{number}").write_bytes(data)
             raise AssertionError(f"input {number} of {target}, now in the corpus: {error!r}") from error
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GROWTH << 10
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+    assert grown < GROWTH
+    note(f"fuzz {target}", inputs=runs, grown_MiB=grown)
 
 
 @pytest.mark.parametrize("kept", sorted(CORPUS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")

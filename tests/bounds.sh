@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The quick tests with the lowest versions of everything that setup.cfg allows; the highest are what make setup installs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check --constraint constraints-lowest.txt --editable '.[symbols,test]'
+"$folder/venv/bin/python" -m pytest -m "not boot and not faults" --deselect tests/test_docs.py "$@"

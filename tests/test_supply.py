@@ -1,0 +1,43 @@
+"""What we depend on: bounds on both sides, the lowest of them tested, licences listed."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def requirements() -> dict[str, Requirement]:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lists = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    return {found.name: found for text in lists for line in text.split("\n") if line.strip() for found in [Requirement(line)]}
+
+
+def bound(requirement: Requirement, operator: str) -> Version:
+    (found,) = [Version(specifier.version) for specifier in requirement.specifier if specifier.operator == operator]
+    return found
+
+
+def test_every_dependency_has_a_lower_and_an_upper_bound() -> None:
+    assert len(requirements()) > 10
+    for requirement in requirements().values():
+        assert bound(requirement, ">=") < bound(requirement, "<"), requirement
+
+
+def test_the_lowest_versions_that_are_tested_are_the_bounds() -> None:
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    lowest = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines if not line.startswith("#"))  # type: ignore[union-attr]
+    expected = {name: bound(requirement, ">=") for name, requirement in requirements().items() if name != "atheris"}
+    assert {name: Version(version) for name, version in lowest.items()} == expected
+
+
+def test_every_dependency_s_licence_is_listed() -> None:
+    listed = (ROOT / "docs" / "licences.md").read_text()
+    for name in requirements():
+        assert f"| {name} |" in listed, "run python docs/licences.py"
