@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from db.event import Kind
 from db.trace import TraceReader
 
 
@@ -26,4 +27,7 @@ def check(trace: TraceReader) -> None:
     assert {pid: names.get(pid) for pid in told} == told
     first = trace.rows("address_space")[0]
     assert (first["comm"], first["pid"], json.loads(first["argv"])) == ("init", 1, ["/bin/busybox", "sh", "/init"])
+    loads = [event.addr for event in trace.events((Kind.CR3,))]
+    roots = {load & ~0xFFF for load in loads} | {load & ~0x1F for load in loads if trace.recording["guest"] == "686-pae"}
+    assert {row["root"] for row in trace.rows("address_space")} <= roots
     assert sum(words == ["busybox", "true"] for words in names.values()) == 110
