@@ -53,6 +53,10 @@ END_TABLES = Query("SELECT level, count(*) FROM end_table GROUP BY level ORDER B
 ROOTS = Query("SELECT seq, kind, vcpu, (addr >> 12) & 0xffffffffff AS gfn FROM event WHERE kind IN (2, 4) ORDER BY seq")
 
 
+#: Stores to tables: when, where, and the instruction that made each.
+STORES = Query("SELECT seq, addr, pc FROM event LEFT JOIN store_origin USING (seq) WHERE kind = 3 ORDER BY seq")
+
+
 def events(first: int, last: int, kinds: int = EVERY_KIND, vcpus: int = -1) -> Query:
     """Events ``first`` to ``last``; ``kinds`` and ``vcpus`` are bit masks by number."""
     return Query(

@@ -21,6 +21,7 @@ VERBS = {
     "stat": "Say what is in a trace.",
     "script": "Print events as text, one a line.",
     "timeline": "Draw the address spaces over time.",
+    "annotate": "Say which guest code writes page tables.",
     "diff": "Compare two runs: traces, models or parameters.",
     "sql": "Ask a trace in SQL, or open a shell.",
     "ls": "List the traces in a folder.",
