@@ -13,11 +13,12 @@ from x86.registers import Mode
 
 Number = int | float
 
-#: What tells the entries of a list of facts apart, and how it is written in a name.
-_KEYS = ("glevels", "level", "quadrant", "metaphysical", "pages", "gfn", "name", "rule", "first", "up_to", "length", "bucket")
+#: What tells the entries of a list of facts apart: a page or a role by all of the first that it has, others by one of the second.
+_ROLE = ("gfn", "glevels", "level", "quadrant", "metaphysical")
+_KEYS = ("level", "pages", "name", "rule", "first", "up_to", "length", "bucket")
 
-#: Numbers that are no quantities: a digest, a frame.
-_NAMES = {"crc32", "most_shared_gfn"}
+#: Numbers that are no quantities: a digest, a frame, the version of the facts' form.
+_NAMES = {"crc32", "most_shared_gfn", "form"}
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ def _number(name: str, value: Any) -> Iterator[tuple[str, Number]]:
 
 
 def _identity(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys that say which entry of a list it is: those of a role together, else the first there is."""
-    if "glevels" in entry and "level" in entry:
-        return tuple(key for key in _KEYS[:4] if key in entry)
+    """The keys that say which entry of a list it is."""
+    if "gfn" in entry or "glevels" in entry:
+        return tuple(key for key in _ROLE if key in entry)
     return tuple(key for key in _KEYS if key in entry)[:1]
 
 
@@ -98,6 +99,8 @@ def _label(entry: Mapping[str, Any]) -> str:
             parts.append(Mode(value).label if value in Mode._value2member_map_ else f"glevels={value}")
         elif key in ("quadrant", "metaphysical"):
             parts += [f"{key}={value}"] if value else []
+        elif key == "gfn" and isinstance(value, int):
+            parts.append(f"gfn={value:#x}")
         else:
             parts.append(f"{key}={value}")
     return " ".join(parts)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analyzer import replay
+from analyzer import livekvm, replay
 from analyzer.facts import Facts
 from analyzer.model import Parameters
 from db.errors import UsageError
@@ -36,8 +36,13 @@ def is_trace(path: Path) -> bool:
 
 
 def from_trace(path: Path, model: str, parameters: Parameters, version: str, progress: Progress) -> Side:
-    """A trace's facts, replayed and kept where no kept run has them. Raises what opening and replaying raise."""
+    """A trace's facts, replayed and kept where no kept run has them; of a live KVM's log what that KVM did.
+
+    Raises what opening and replaying raise.
+    """
     with TraceReader(path) as trace:
+        if (live := livekvm.stored(trace)) is not None:
+            return Side(str(path), live.model, live.parameters, live.facts)
         run = replay.kept(trace, model, parameters, version)
         fresh = run is None
         if run is None:

@@ -22,7 +22,7 @@ LEFT = {
         {"glevels": 4, "level": 1, "quadrant": 0, "metaphysical": 0, "hits": 10, "deaths": {"flood": 4}},
         {"glevels": 2, "level": 1, "quadrant": 1, "metaphysical": 1, "hits": 1},
     ],
-    "frames": {"by_pages": [{"pages": 2, "now": 3, "peak": 4}]},
+    "frames": {"by_pages": [{"pages": 2, "now": 3, "peak": 4}], "top": [{"gfn": 16, "pages": 4, "names": ["init"]}]},
     "memory": {"crc32": 123},
     "text": "no number",
     "flag": True,
@@ -46,6 +46,7 @@ def test_every_number_has_a_name() -> None:
         "roles[32-bit level=1 quadrant=1 metaphysical=1].hits": 1,
         "frames.by_pages[pages=2].now": 3,
         "frames.by_pages[pages=2].peak": 4,
+        "frames.top[gfn=0x10].pages": 4,
     }
 
 
@@ -57,16 +58,17 @@ def test_changes_absolute_and_relative_with_blanks() -> None:
     assert found["zaps.new"] == (None, 9, None, None)
     assert found["zaps.same"] == (7, 7, 0, 0.0)
     assert found["frames.by_pages[pages=2].now"] == (3, 0, -3, -1.0)
-    assert len(found) == 10
+    assert len(found) == 11
 
 
 def test_what_matters_most_comes_first() -> None:
-    # change squared over the greater value: total 2500/150, hits 400/30, new 9, gone 5, now 3, flood 2, the role that went 1.
-    assert [one.name for one in compare(LEFT, RIGHT)][:7] == [
+    # change squared over the greater value: total 2500/150, hits 400/30, new 9, gone 5, the frame 4, now 3, flood 2, the role that went 1.
+    assert [one.name for one in compare(LEFT, RIGHT)][:8] == [
         "zaps.total",
         "roles[long level=1].hits",
         "zaps.new",
         "zaps.gone",
+        "frames.top[gfn=0x10].pages",
         "frames.by_pages[pages=2].now",
         "zaps.flood",
         "roles[32-bit level=1 quadrant=1 metaphysical=1].hits",
@@ -153,11 +155,12 @@ def test_parameters_in_pairs(folder: Path, cli: Cli) -> None:
 
 def test_facts_as_json_from_a_file_and_from_a_pipe(folder: Path, cli: Cli) -> None:
     program = Path(sys.executable).with_name("shadowtrace")
-    (folder / "facts.json").write_text(cli("report", folder / "24_tiny_a.db", "--format", "json", "--no-saved").stdout)
-    pipe = f"{program} replay 24_tiny_a.db --format json | {program} diff - facts.json --fail-on 'lookups!=+0'"
+    (folder / "facts.json").write_text(cli("report", folder / "24_tiny_a.db", "--format", "json").stdout)
+    pipe = f"{program} replay 24_tiny_a.db --format json | {program} diff - facts.json --fail-on 'lookups!=+0' --format csv"
     done = subprocess.run(pipe, shell=True, cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "no fact differs" in done.stdout
+    # A report also tells what the cache saved; nothing else differs.
+    assert all(row["fact"].startswith("saved.") and not row["left"] for row in csv.DictReader(io.StringIO(done.stdout)))
 
 
 def test_a_missed_limit_is_exit_code_3(folder: Path, cli: Cli) -> None:
@@ -191,6 +194,21 @@ def test_wrong_use_is_a_sentence(arguments: list[str], sentence: str, folder: Pa
     assert sentence in done.stderr
     assert "hint: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_model_against_a_live_kvm(shared: Path, cli: Cli, tmp_path: Path) -> None:
+    log = shared / "kvmmmu" / "walk64.trace.gz"
+    assert cli("import", log, "-o", tmp_path / "kvm.db", "--kernel", "6.1").returncode == 0
+    assert cli("import", shared / "guests" / "walk64" / "events.jsonl", "-o", tmp_path / "walk64.db").returncode == 0
+    done = cli("diff", tmp_path / "walk64.db", tmp_path / "kvm.db", "--format", "json", "--all")
+    assert done.returncode == 0, done.stderr
+    compared = json.loads(done.stdout)
+    assert compared["left"]["model"] == "kvm-2.6.20"
+    assert compared["right"]["model"].startswith("kvm-6.1")
+    found = {one["name"]: one for one in compared["differences"]}
+    assert found["get_page.misses"]["left"] > 0
+    assert found["get_page.misses"]["right"] > 0
+    assert found["kvm_stat.tlb_flush"]["right"] is None
 
 
 @pytest.mark.boot
