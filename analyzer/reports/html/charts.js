@@ -92,7 +92,7 @@ function columns(says, width, points, color, label) {
   });
 }
 
-/** Cells by row and column. cells: {row, column, part (0..1), lines, own}; a cell is the darker the greater its part. */
+/** Cells by row and column. cells: {row, column, part (0..1), lines, own?, marked?}; a cell is the darker the greater its part. */
 function cells(says, width, rows, names, cells, size) {
   const marginLeft = room(rows, width);
   const tall = size.tilt ? 24 + 5.6 * Math.max(...names.map((name) => Math.min(name.length, 22))) : 26;
@@ -112,6 +112,7 @@ function cells(says, width, rows, names, cells, size) {
     marks: [
       Plot.cell(cells, { x: "column", y: "row", fill: "var(--cell)", fillOpacity: "part", filter: (cell) => !cell.own, rx: 3 }),
       Plot.cell(cells, { x: "column", y: "row", fill: "none", stroke: "var(--line)", filter: (cell) => cell.own, rx: 3, inset: 0.5 }),
+      Plot.cell(cells, { x: "column", y: "row", fill: "none", stroke: "var(--ink)", strokeWidth: 2, filter: (cell) => cell.marked, rx: 3 }),
       Plot.text(cells, {
         x: "column", y: "row", text: (cell) => cell.lines.join("\n"), lineHeight: 1.25,
         fill: (cell) => (!cell.own && cell.part > 0.55 ? "var(--on-cell)" : "var(--ink)"),

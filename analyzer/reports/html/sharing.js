@@ -121,8 +121,8 @@ function spacesSection(story) {
       return {
         says,
         chart: [scrolling("Sharing matrix: chart", cells(says, width, names, names, shared.flatMap((row, i) => row.map((count, column) => ({
-          row: i, column, own: i === column,
-          part: most ? Math.sqrt(count / most) * (chosen.space === null || [spaces[i], spaces[column]].includes(chosen.space) ? 1 : 0.15) : 0,
+          row: i, column, own: i === column, marked: [spaces[i], spaces[column]].includes(chosen.space),
+          part: most ? Math.sqrt(count / most) : 0,
           lines: [number(count)],
         }))), { width: large ? 58 : 38, height: large ? 34 : 28, tilt: true }))],
         numbers: [table(`Live pages by level, ${when}`, [
