@@ -236,7 +236,7 @@ def test_a_phase_changes_the_answer_a_table_and_a_chart(shown: Chrome, facts: An
     choose(shown, "phase", 2)
     phase = facts["phases"][2]
     assert phase["name"] == HOSTILE
-    assert f"{phase['cr3']}\ncr3 loads\nof {facts['events']['cr3']} in all" in text(shown, "#answer")
+    assert f"{phase['cr3']}\nloads of roots\nof {sum(one['cr3'] for one in facts['phases'])} in all" in text(shown, "#answer")
     assert [row[0] for row in cells(shown, "#phases")] == [SHOWN]
     assert shown.find_element(By.CSS_SELECTOR, "#timeline .stage").get_attribute("innerHTML") != before
     narrowed = cells(shown, "#timeline details")

@@ -8,7 +8,7 @@ const EDGE = { marginLeft: 58, marginRight: 14 };
 const LANES = 10;
 
 const SERIES = [
-  ["cr3", "cr3 loads", "var(--cr3)"],
+  ["cr3", "loads of roots: cr3, changes of mode", "var(--cr3)"],
   ["faults", "page faults (exits)", "var(--faults)"],
   ["stores", "stores to tables, emulated", "var(--stores)"],
   ["zapped", "pages zapped", "var(--zaps)"],

@@ -54,7 +54,7 @@ function whenSection(story) {
       numbers: table("Phases", [
         { label: "phase", text: true, of: (row) => printable(row.name) },
         { label: "from event", of: (row) => row.first },
-        { label: "cr3 loads", of: (row) => row.cr3 },
+        { label: "loads of roots", of: (row) => row.cr3 },
         { label: "accesses", of: (row) => row.accesses },
         { label: "faults", of: (row) => row.faults },
         { label: "look-ups", of: (row) => row.lookups },
@@ -85,7 +85,7 @@ function whoSection(story) {
       numbers: table("Programs", [
         { label: "program", text: true, of: (row) => row.label },
         { label: "address spaces", of: (row) => row.spaces },
-        { label: "cr3 loads", of: (row) => row.loads },
+        { label: "loads of roots", of: (row) => row.loads },
         { label: "look-ups", of: (row) => row.lookups },
         { label: "hit", of: (row) => (row.lookups ? row.hits / row.lookups : 0), show: (row) => share(row.hits, row.lookups) },
         { label: "made", of: (row) => row.made },

@@ -21,7 +21,9 @@ function answerSection(story) {
       ? `In the phase “${printable(part.name)}”, events ${number(part.first)} to ${number(part.last)}.`
       : `In all ${number(report.run.events)} events.`);
     tiles.replaceChildren(
-      tile(number(now.cr3), "cr3 loads", of("cr3")),
+      part
+        ? tile(number(now.cr3), "loads of roots", `of ${number(d3.sum(facts().phases, (row) => row.cr3))} in all: cr3 and changes of mode`)
+        : tile(number(now.cr3), "cr3 loads"),
       tile(share(now.hits, now.lookups), "of look-ups hit", `${number(now.hits)} of ${number(now.lookups)}`),
       tile(number(now.faults), "page faults (exits)", now.accesses === null ? of("faults") : `of ${number(now.accesses)} recorded accesses`),
       tile(number(now.stores), "stores to tables emulated", part ? of("stores") : `of ${number(writes.plain + writes.protected)} recorded stores to tables`),
