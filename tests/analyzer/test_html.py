@@ -67,7 +67,7 @@ EVENTS = """\
 HOSTILE = "</script><script>alert(1)</script><!--\x1b[31m\"'`${alert(2)}&lt;\u202egnp\x00"
 
 #: How that is shown: what is not printable, escaped.
-SHOWN = "</script><script>alert(1)</script><!--\\u{1b}[31m\"'`${alert(2)}&lt;\\u{202e}gnp\\u{0}"
+SHOWN = "</script><script>alert(1)</script><!--\\x1b[31m\"'`${alert(2)}&lt;\\u202egnp\\x00"
 
 #: Every figure that has a chart, in order.
 CHARTS = ["hits", "levels", "timeline", "programs", "parents-levels", "parents-time", "matrix-peak", "matrix-end", "origin-who"]

@@ -13,9 +13,15 @@ function el(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Text from a guest or a trace made harmless: control, format and unusual space characters are shown escaped. */
+const ESCAPES = { "\t": "\\t", "\n": "\\n", "\r": "\\r" };
+
+/** Text from a guest or a trace made harmless, as in the terminal: control, format and unusual space characters are shown escaped. */
 function printable(text) {
-  return String(text).replace(/[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+  return String(text).replace(/[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu, (character) => {
+    const point = character.codePointAt(0);
+    const [letter, digits] = point < 0x100 ? ["x", 2] : point < 0x10000 ? ["u", 4] : ["U", 8];
+    return ESCAPES[character] ?? `\\${letter}${point.toString(16).padStart(digits, "0")}`;
+  });
 }
 
 /** A count with thousands separated; zero is a dot, what is not known is empty. */
@@ -34,8 +40,9 @@ function binary(value) {
   return value >= 1 << 20 ? `${value >> 20}Mi` : value >= 1 << 10 ? `${value >> 10}Ki` : String(value);
 }
 
-/** A count in the space of an axis label: 1.5M. */
+/** A count in the space of an axis label: 1.5M; nothing between whole numbers. */
 function short(value) {
+  if (!Number.isInteger(value)) return "";
   for (const [unit, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
     if (Math.abs(value) >= unit) return `${+(value / unit).toFixed(2)}${letter}`;
   }

@@ -55,8 +55,8 @@ function timeline(width, range, over, shown, phases, spaces, chosen) {
   }
   for (const [key, name, color] of SERIES) {
     const most = d3.max(shown, (bucket) => bucket[key]) ?? 0;
-    parts.push(panel([name, el("span", { class: "soft" }, ` up to ${number(most)} in ${number(over.bucket_events)} events`)],
-      `${name} over time, up to ${number(most)} in ${number(over.bucket_events)} events`, {
+    const height = most ? `up to ${number(most)} in ${number(over.bucket_events)} events` : "none";
+    parts.push(panel([name, el("span", { class: "soft" }, height)], `${name} over time, ${height}`, {
         width, height: 76, x, y: { ...y, domain: [0, most || 1] },
         marks: [Plot.rectY(shown, { ...ends, y: key, fill: color }), Plot.ruleY([0], { stroke: "var(--line)" })],
       }));

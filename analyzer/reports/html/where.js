@@ -76,7 +76,7 @@ function whereSection(story) {
       says,
       chart: [legend([...new Set(rows.map((role) => role.level))].sort().reverse().map((level) => [`level ${level}`, LEVELS[level]])),
         alive(says, width, rows.map((role) => ({ label: roleName(role), live: role.live, peak: role.peak, level: role.level })))],
-      numbers: table("Alive by role", columns, rows),
+      numbers: table("Alive by role", columns, roles().filter((role) => role.peak)),
     };
   });
   figure(place, "quadrants", "Quadrants", (width) => {
