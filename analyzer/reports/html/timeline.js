@@ -4,6 +4,11 @@
 
 const EDGE = { marginLeft: 58, marginRight: 14 };
 
+/** How the axis of events is labelled. */
+function axis(width) {
+  return { ticks: Math.max(3, Math.round(width / 120)), tickFormat: (at) => (Number.isInteger(at) ? `event ${short(at)}` : "") };
+}
+
 /** Address spaces that have room in the timeline. */
 const LANES = 10;
 
@@ -64,8 +69,8 @@ function timeline(width, range, over, shown, phases, spaces, chosen) {
   parts.push(levels(width, range, shown, x, y));
   parts.push(plot("Axis of events", {
     ...EDGE, width, height: 24, marginTop: 0, marginBottom: 22, y: { axis: null },
-    x: { domain: range, label: null, ticks: Math.max(3, Math.round(width / 120)), tickFormat: short },
-    marks: [Plot.ruleX([range[0]], { stroke: "none" }), Plot.axisX({ ticks: Math.max(3, Math.round(width / 120)), tickFormat: (at) => `event ${short(at)}` })],
+    x: { domain: range, label: null },
+    marks: [Plot.ruleX([range[0]], { stroke: "none" }), Plot.axisX(axis(width))],
   }));
   return parts;
 }
@@ -89,7 +94,7 @@ function levels(width, range, shown, x, y) {
 function strip(says, width, range, shown, key, color) {
   return plot(says, {
     ...EDGE, width, height: 120, marginTop: 6, marginBottom: 24,
-    x: { domain: range, label: null, ticks: Math.max(3, Math.round(width / 120)), tickFormat: (at) => `event ${short(at)}` },
+    x: { domain: range, label: null, ...axis(width) },
     y: { ticks: 3, tickFormat: short, label: null, grid: true, nice: true, tickSize: 0, domain: [0, d3.max(shown, (bucket) => bucket[key]) || 1] },
     marks: [
       Plot.rectY(shown, {
