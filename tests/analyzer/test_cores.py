@@ -1,0 +1,141 @@
+"""Both cores behind one command: which one runs and why, and that damaged traces end the same way on each."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from analyzer.kernel import Kernel
+from analyzer.model import parameters
+from analyzer.outcome import outcome
+from analyzer.replay import CORES, choose_core, replay, replay_fast
+from db.errors import UsageError
+from db.event import Event, Kind, pack_words
+from db.trace import TraceReader, TraceWriter
+from tests.analyzer.test_kernel import assert_same
+from tests.conftest import Boot, Cli
+
+LONG = (0x80010011, 0x30, 0x500)
+
+GUEST = [
+    *(Event(Kind.PAGE, addr=gfn << 12, extra=pack_words([(0, (gfn + 1) << 12 | 0x67)])) for gfn in range(1, 5)),
+    Event(Kind.CR3, addr=0x1000),
+    Event(Kind.REGS, extra=LONG),
+    Event(Kind.ACCESS, flags=1),
+    Event(Kind.WRITE, flags=8, addr=0x4008, value=1 << 63 | 0x9067),
+    Event(Kind.CR3, addr=0x1000, extra=(1, 2, 3, 4)),
+    Event(Kind.INVLPG, addr=(1 << 64) - 4096),
+    Event(Kind.ACCESS, flags=7, addr=(1 << 64) - 4096),
+]
+
+
+def write(path: Path, events: list[Event], vcpus: int = 1) -> Path:
+    with TraceWriter(path) as writer:
+        writer.append(events)
+        writer.describe(source="import", guest="test", title="test", vcpus=vcpus, version="test")
+        writer.seal("poweroff", "the guest powered off")
+    return path
+
+
+def damage(path: Path, statement: str) -> Path:
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    return path
+
+
+def test_a_real_boot_comes_out_the_same(boot: Boot) -> None:
+    with TraceReader(boot.trace) as trace:
+        for model in ("kvm-2.6.20", "uncached"):
+            assert_same(replay_fast(trace, parameters(model)).outcome(), outcome(replay(trace, parameters(model))))
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_trace_of_every_kind_comes_out_the_same(sealed: bool, tmp_path: Path) -> None:
+    path = write(tmp_path / "t.db", GUEST * 3)
+    if not sealed:
+        # Not sealed: its pages may still change, so SQLite reads it.
+        damage(path, "UPDATE recording SET ended = NULL")
+    with TraceReader(path) as trace:
+        assert_same(replay_fast(trace, parameters("kvm-2.6.20")).outcome(), outcome(replay(trace, parameters("kvm-2.6.20"))))
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE event SET vcpu = 1 WHERE seq = 7", "event 7 is of vCPU 1"),
+        ("UPDATE event SET vcpu = 1000 WHERE seq = 7", "event 7 is of vCPU 1000"),
+        ("UPDATE event SET vcpu = -1 WHERE seq = 7", "event 7 is of vCPU -1"),
+        ("UPDATE event SET kind = 9 WHERE seq = 8", "event 8 is incomplete"),
+        ("DELETE FROM mode_registers", "event 6 is incomplete"),
+        ("DELETE FROM content WHERE seq = 3", "event 3 is incomplete"),
+        ("UPDATE content SET words = x'00' WHERE seq = 2", "event 2: a page's content is not a whole number of words"),
+        ("UPDATE content SET words = x'00020000000000000001' WHERE seq = 4", "event 4: a page's content has a word past its end"),
+        ("UPDATE mode_registers SET cr4 = 0x1030", "five-level paging (LA57) at event 6"),
+    ],
+)
+def test_a_damaged_trace_ends_the_same_on_both_cores(statement: str, said: str, tmp_path: Path, cli: Cli) -> None:
+    registers = "UPDATE mode_registers SET efer = 0x500 | 0x400"
+    path = damage(damage(write(tmp_path / "t.db", GUEST), registers), statement)
+    ends = [cli("replay", path, "--core", core) for core in CORES]
+    assert said in ends[0].stderr
+    assert {(end.returncode, end.stdout, end.stderr) for end in ends} == {(ends[0].returncode, "", ends[0].stderr)}
+
+
+def test_the_first_damage_is_the_one_that_is_told(tmp_path: Path, cli: Cli) -> None:
+    path = write(tmp_path / "t.db", GUEST)
+    damage(path, "UPDATE event SET vcpu = 1 WHERE seq = 8")
+    damage(path, "UPDATE content SET words = x'00' WHERE seq = 4")
+    for core in CORES:
+        assert "event 4: " in cli("replay", path, "--core", core).stderr
+
+
+def test_pages_that_are_garbage_end_the_same_on_both_cores(tmp_path: Path, cli: Cli) -> None:
+    path = write(tmp_path / "t.db", [Event(Kind.ACCESS, addr=i << 12) for i in range(5000)])
+    content = bytearray(path.read_bytes())
+    with sqlite3.connect(path) as connection:
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'event'").fetchone()
+    leaf = int.from_bytes(content[(root - 1) * 4096 + 8 :][:4], "big")
+    for place in (root, leaf):
+        content[(place - 1) * 4096 : place * 4096] = bytes([0x55]) * 4096
+        path.write_bytes(content)
+        ends = {(end.returncode, end.stderr) for core in CORES if (end := cli("replay", path, "--core", core))}
+        assert len(ends) == 1
+        assert "damaged" in next(iter(ends))[1]
+
+
+def test_the_report_says_which_core_ran_and_why(tmp_path: Path, cli: Cli) -> None:
+    path = write(tmp_path / "t.db", GUEST)
+    assert "replayed by the fast core (numba " in cli("replay", path).stdout
+    assert "replayed by the reference core (asked for)" in cli("replay", path, "--core", "reference").stdout
+    assert "replayed by the reference core (--audit needs it)" in cli("replay", path, "--audit", "1").stdout
+
+
+def test_the_audit_refuses_the_fast_core(tmp_path: Path, cli: Cli) -> None:
+    done = cli("replay", write(tmp_path / "t.db", GUEST), "--core", "fast", "--audit", "1")
+    assert done.returncode == 2
+    assert "the audit looks into the readable core" in done.stderr
+
+
+def test_without_numba_the_reference_core_runs_and_says_so(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "numba.py").write_text("raise ImportError('not here')\n")
+    path = write(tmp_path / "t.db", GUEST)
+    done = cli("replay", path, PYTHONPATH=str(tmp_path))
+    assert "replayed by the reference core (the fast one cannot run: not here)" in done.stdout
+    done = cli("replay", path, "--core", "fast", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "pip install" in done.stderr
+
+
+def test_parameters_that_admit_no_run_end_the_same(tmp_path: Path, cli: Cli) -> None:
+    path = write(tmp_path / "t.db", GUEST)
+    ends = {cli("replay", path, "--core", core, "--pages", "20").stderr for core in CORES}
+    assert len(ends) == 1
+
+
+def test_a_bad_choice_is_refused_by_name() -> None:
+    with pytest.raises(UsageError):
+        choose_core("fast", audit=True)
+    with pytest.raises(ValueError, match="too few"):
+        Kernel(parameters("kvm-2.6.20", pages=10))
