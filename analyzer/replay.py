@@ -22,7 +22,7 @@ from analyzer.recorded import story
 from analyzer.saving import Costs, saved
 from db import kvmmmu
 from db.columns import Columns, batches
-from db.errors import ShadowtraceError, TraceError, UsageError
+from db.errors import TraceError, UsageError
 from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
 from db.trace import TraceReader, store_run
 from x86.registers import CR0_PG, CR4_LA57, EFER_LMA, Mode, paging_mode
@@ -80,7 +80,7 @@ def replay(
     with _usage_errors():
         mmu = Mmu(parameters, vcpus)
     for number, event in enumerate(trace.events(), 1):
-        if not 0 <= event.vcpu < vcpus:
+        if event.vcpu >= vcpus:
             raise _no_such_vcpu(number, event.vcpu, vcpus)
         if event.kind == Kind.REGS and not parameters.strict and isinstance(event.extra, tuple):
             cr0, cr4, efer = event.extra
@@ -118,19 +118,16 @@ def replay_fast(trace: TraceReader, parameters: Parameters, progress: Callable[[
 def refuse(trace: TraceReader, columns: Columns, before: int, strict: bool) -> None:
     """Raise for the first event of a batch that no model takes, as ``replay`` does when it meets it; ``before`` events came earlier."""
     vcpus = trace.recording["vcpus"]
-    errors: list[tuple[int, int, ShadowtraceError]] = []
-    for place in np.flatnonzero((columns.vcpu < 0) | (columns.vcpu >= vcpus))[:1].tolist():
-        errors.append((place, 0, _no_such_vcpu(before + place + 1, int(columns.vcpu[place]), vcpus)))
+    strange = np.flatnonzero(columns.vcpu >= vcpus)[:1].tolist()
+    five: list[int] = []
     if not strict:
         places = np.flatnonzero(columns.kind == Kind.REGS)
         _, cr0, cr4, efer = columns.registers[columns.value[places]].T
-        five = (cr0 & CR0_PG != 0) & (cr4 & CR4_LA57 != 0) & (efer & EFER_LMA != 0)
-        errors += [(place, 1, _five_levels(before + place + 1)) for place in places[five][:1].tolist()]
-    if columns.damage is not None:
-        place, reason = columns.damage
-        errors.append((place, 2, _damaged(trace, before + place + 1, reason)))
-    if errors:
-        raise min(errors, key=lambda error: error[:2])[2]
+        five = places[(cr0 & CR0_PG != 0) & (cr4 & CR4_LA57 != 0) & (efer & EFER_LMA != 0)][:1].tolist()
+    if strange and not (five and five < strange):
+        raise _no_such_vcpu(before + strange[0] + 1, int(columns.vcpu[strange[0]]), vcpus)
+    if five:
+        raise _five_levels(before + five[0] + 1)
 
 
 @contextlib.contextmanager

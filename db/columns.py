@@ -15,22 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from db.errors import TraceError
-from db.event import Kind, unpack_words
-from db.trace import TraceReader
+from db.event import MAX_GPA, MAX_VCPUS, WRITE_SIZE, Kind, is_content
+from db.trace import MOST_FLAGS, TraceReader
 
 Ints = NDArray[np.int64]
 
 #: Rows of a batch, about.
 BATCH = 1 << 19
 
-_SELECT = "SELECT seq, kind, vcpu, flags, addr, value FROM event WHERE seq > ? ORDER BY seq"
+_SELECT = "SELECT seq, kind, vcpu, flags, addr, value FROM event WHERE seq > :last ORDER BY seq"
 
-#: Tables with what some kinds of events have besides, and what to ask them for.
+#: Tables with what some kinds of events have besides, and the query for it.
 _SIDES = {
-    Kind.REGS: "SELECT seq, cr0, cr4, efer FROM mode_registers WHERE seq BETWEEN ? AND ? ORDER BY seq",
-    Kind.CR3: "SELECT seq, entry0, entry1, entry2, entry3 FROM pdptes WHERE seq BETWEEN ? AND ? ORDER BY seq",
-    Kind.PAGE: "SELECT seq, words FROM content WHERE seq BETWEEN ? AND ? ORDER BY seq",
+    Kind.REGS: ("mode_registers", "SELECT seq, cr0, cr4, efer FROM mode_registers WHERE seq BETWEEN :first AND :last ORDER BY seq"),
+    Kind.CR3: ("pdptes", "SELECT seq, entry0, entry1, entry2, entry3 FROM pdptes WHERE seq BETWEEN :first AND :last ORDER BY seq"),
+    Kind.PAGE: ("content", "SELECT seq, words FROM content WHERE seq BETWEEN :first AND :last ORDER BY seq"),
 }
 
 _WORD = np.dtype([("index", "<u2"), ("word", "<i8")])
@@ -44,8 +43,7 @@ class Columns:
     """Events in columns, in order; 64-bit numbers in two's complement, as the file holds them."""
 
     kind: NDArray[np.uint8]
-    vcpu: NDArray[Any]
-    """uint8, or int64 where a number is none that a trace may hold."""
+    vcpu: NDArray[np.uint8]
     flags: NDArray[np.uint8]
     addr: Ints
     value: Ints
@@ -58,87 +56,87 @@ class Columns:
     """(n + 1,): page content ``i`` is words ``offsets[i]`` to ``offsets[i + 1]``."""
     indexes: NDArray[np.uint16]
     words: Ints
-    damage: tuple[int, str] | None = None
-    """The first event whose content is none: its place in the batch, and what is wrong. Its content is empty here."""
 
 
 def batches(trace: TraceReader) -> Iterator[Columns]:
-    """A trace's events, batch by batch. Raises ``TraceError`` past the last event before one of no known shape."""
+    """A trace's events, batch by batch: what ``TraceReader.events`` gives, and its errors, past the last event before a bad one."""
+    last = 0
     for rows in _rows(trace):
-        kind = rows[1]
-        place = {k: np.flatnonzero(kind == k) for k in (Kind.REGS, Kind.CR3, Kind.PAGE)}
-        sides = {k: _side(trace, k, rows[0]) for k in place}
-        wrong = [np.flatnonzero((kind < 1) | (kind > 6))]
-        value = rows[5].copy()
-        for k, (seqs, _) in sides.items():
-            wanted = rows[0][place[k]]
-            at = np.searchsorted(seqs, wanted)
-            there = np.zeros(len(at), bool)
-            inside = at < len(seqs)
-            there[inside] = seqs[at[inside]] == wanted[inside]
-            value[place[k]] = np.where(there, at, -1)
+        seq, kind, _, _, _, value = rows
+        sides = {k: _side(trace, k, seq) for k in _SIDES}
+        good = _known_shape(rows, last)
+        for k, (keys, _) in sides.items():
+            places = np.flatnonzero(kind == k)
+            at = np.searchsorted(keys, seq[places])
+            there = np.append(keys, -1)[at] == seq[places]
+            value[places] = np.where(there, at, -1)
             if k != Kind.CR3:
-                wrong.append(place[k][~there])
-        bad = min((int(found[0]) for found in wrong if len(found)), default=None)
-        columns = _columns(rows[:, :bad], value[:bad], sides, place[Kind.PAGE])
-        if len(columns.kind):
-            yield columns
-        if bad is not None:
-            raise TraceError(f"{trace.path} is damaged: event {rows[0, bad]} is incomplete", "shadowtrace verify names what is wrong")
+                good[places[~there]] = False
+        bad = len(good) if good.all() else int(np.argmin(good))
+        if bad:
+            yield _columns(rows[:, :bad], sides)
+        if bad < len(good):
+            raise trace.damaged(f"event {seq[bad]} is incomplete or of no known shape")
+        last = int(seq[-1])
 
 
-def _columns(rows: Ints, value: Ints, sides: dict[Kind, tuple[Ints, Any]], pages: Ints) -> Columns:
-    vcpu = rows[2]
-    fits = len(vcpu) == 0 or (vcpu.min() >= 0 and vcpu.max() <= 255)
-    offsets, indexes, words, wrong = _contents(sides[Kind.PAGE][1])
-    damage = None
-    if wrong:
-        places = [(int(i), reason) for i in pages if i < len(value) and (reason := wrong.get(int(value[i])))]
-        damage = places[0] if places else None
+def _known_shape(rows: Ints, last: int) -> NDArray[np.bool_]:
+    """Which rows ``TraceReader.events`` would take, as far as they themselves say; ``last`` is the seq before them."""
+    seq, kind, vcpu, flags, addr, _ = rows
+    size = flags & WRITE_SIZE
+    good: NDArray[np.bool_] = (
+        (np.diff(seq, prepend=last) > 0)
+        & (kind | vcpu | flags >= 0)
+        & (kind | vcpu | flags <= MOST_FLAGS)
+        & (kind >= 1)
+        & (kind <= 6)
+        & (vcpu < MAX_VCPUS)
+        & ((kind != Kind.WRITE) | ((size >= 1) & (size <= 8) & (addr >= 0) & (addr <= MAX_GPA - 8)))
+        & ((kind != Kind.PAGE) | ((addr >= 0) & (addr < MAX_GPA) & (addr & 0xFFF == 0)))
+    )
+    return good
+
+
+def _columns(rows: Ints, sides: dict[Kind, tuple[Ints, Any]]) -> Columns:
+    offsets, packed = sides[Kind.PAGE][1]
     return Columns(
         rows[1].astype(np.uint8),
-        vcpu.astype(np.uint8) if fits else vcpu.copy(),
+        rows[2].astype(np.uint8),
         (rows[3] & 0xFF).astype(np.uint8),
         rows[4].copy(),
-        value,
+        rows[5].copy(),
         sides[Kind.REGS][1],
         sides[Kind.CR3][1],
         offsets,
-        indexes,
-        words,
-        damage,
+        packed["index"].copy(),
+        packed["word"].copy(),
     )
 
 
 def _side(trace: TraceReader, kind: Kind, seqs: Ints) -> tuple[Ints, Any]:
-    """The seq of each row of a side table in this range, and the rows: an array, or the blobs of content."""
-    rows = trace.raw(_SIDES[kind], (int(seqs[0]), int(seqs[-1]))).fetchall()
-    keys = np.array([row[0] for row in rows], np.int64)
-    if kind == Kind.PAGE:
-        return keys, [row[1] for row in rows]
-    if kind == Kind.CR3:
-        return keys, np.array([row[1:] for row in rows], np.int64).reshape(-1, 4)
-    given = [(sum(1 << i for i, value in enumerate(row[1:]) if value is not None), *(value or 0 for value in row[1:])) for row in rows]
-    return keys, np.array(given, np.int64).reshape(-1, 4)
+    """The seq of each row of a side table in the range of ``seqs``, and the rows: an array, or offsets and words of contents."""
+    table, query = _SIDES[kind]
+    rows = list(trace.stream(query, {"first": int(seqs[0]), "last": int(seqs[-1])}))
+    try:
+        keys = np.array([row[0] for row in rows], np.int64)
+        if kind == Kind.PAGE:
+            return keys, _contents(trace, rows)
+        if kind == Kind.CR3:
+            return keys, np.array([row[1:] for row in rows], np.int64).reshape(-1, 4)
+        given = [(sum(1 << i for i, value in enumerate(row[1:]) if value is not None), *(value or 0 for value in row[1:])) for row in rows]
+        return keys, np.array(given, np.int64).reshape(-1, 4)
+    except (TypeError, ValueError) as error:
+        raise trace.damaged(f"{table} holds what is no number") from error
 
 
-def _contents(blobs: list[bytes]) -> tuple[Ints, NDArray[np.uint16], Ints, dict[int, str]]:
-    """Offsets, indexes and words of these contents; and what is wrong with those that are none, by number."""
-    lengths = np.array([len(blob) for blob in blobs], np.int64)
-    suspect = (lengths % _WORD.itemsize != 0) | (lengths > 512 * _WORD.itemsize)
-    whole = [b"" if bad else blob for blob, bad in zip(blobs, suspect.tolist(), strict=True)]
-    packed = np.frombuffer(b"".join(whole), _WORD)
-    offsets = np.zeros(len(blobs) + 1, np.int64)
-    np.cumsum(np.where(suspect, 0, lengths) // _WORD.itemsize, out=offsets[1:])
-    past_the_end = np.searchsorted(offsets, np.flatnonzero(packed["index"] > 511), side="right") - 1
-    suspect[past_the_end] = True
-    wrong = {}
-    for number in np.flatnonzero(suspect).tolist():
-        try:
-            unpack_words(blobs[number])
-        except ValueError as error:
-            wrong[number] = str(error)
-    return offsets, packed["index"].copy(), packed["word"].copy(), wrong
+def _contents(trace: TraceReader, rows: list[tuple[Any, ...]]) -> tuple[Ints, NDArray[np.void]]:
+    """Offsets and words of these contents."""
+    for seq, words in rows:
+        if not isinstance(words, bytes) or not is_content(words):
+            raise trace.damaged(f"the content at event {seq} is none of a page")
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(words) // _WORD.itemsize for _, words in rows], out=offsets[1:])
+    return offsets, np.frombuffer(b"".join(words for _, words in rows), _WORD)
 
 
 def _rows(trace: TraceReader) -> Iterator[Ints]:
@@ -147,9 +145,14 @@ def _rows(trace: TraceReader) -> Iterator[Ints]:
     for rows in _rows_of_pages(trace):
         last = int(rows[0, -1])
         yield rows
-    cursor = trace.raw(_SELECT, (last,))
-    while fetched := cursor.fetchmany(BATCH // 8):
-        yield np.fromiter(itertools.chain.from_iterable(fetched), np.int64, 6 * len(fetched)).reshape(-1, 6).T.copy()
+    stream = trace.stream(_SELECT, {"last": last})
+    while fetched := list(itertools.islice(stream, BATCH // 8)):
+        try:
+            rows = np.fromiter(itertools.chain.from_iterable(fetched), np.int64, 6 * len(fetched))
+        except (TypeError, ValueError) as error:
+            strange = next(row for row in fetched if any(type(number) is not int for number in row))
+            raise trace.damaged(f"event {strange[0]!r} is incomplete or of no known shape") from error
+        yield rows.reshape(-1, 6).T.copy()
 
 
 def _rows_of_pages(trace: TraceReader) -> Iterator[Ints]:
@@ -158,10 +161,10 @@ def _rows_of_pages(trace: TraceReader) -> Iterator[Ints]:
         from db import btree
     except ImportError:
         return
-    root = trace.raw("SELECT rootpage FROM sqlite_schema WHERE name = 'event' AND type = 'table'", ()).fetchone()
-    if trace.live or trace.recording["ended"] is None or root is None or not trace.path.stat().st_size:
+    root = next(trace.stream("SELECT rootpage FROM sqlite_schema WHERE name = 'event' AND type = 'table'"), None)
+    if trace.live or trace.recording["ended"] is None or root is None:
         return
-    with trace.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    with trace.file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         size = int.from_bytes(mapped[16:18], "big")
         size = 65536 if size == 1 else size
         # Bytes 18 and 19 are 1 where there is no write-ahead log, byte 20 is the room kept free in every page.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +39,7 @@ _LOG_PAGES, _LEAST_LOG_PAGES, _PAGE = 1000, 16, 4096
 _SMALL_DISK, _ROW_BYTES = 4 << 20, 40
 
 #: The ``flags`` column, and with it kind and vCPU, stays below this.
-_MOST_FLAGS = (1 << 16) - 1
+MOST_FLAGS = (1 << 16) - 1
 
 _PYTHON_TYPES: dict[type, tuple[type, ...]] = {Integer: (int,), Text: (str,), LargeBinary: (bytes,), REAL: (float, int)}
 
@@ -297,10 +296,11 @@ class TraceReader(_OpenTrace):
         row = rows[0]
         recorded = row["source"] == "record"
         if not 1 <= row["vcpus"] <= MAX_VCPUS or (recorded and not 0 < (row["ram_bytes"] or 0) <= MAX_GPA):
-            raise self._damaged(f"it names {row['vcpus']} vCPUs and {row['ram_bytes']} bytes of RAM")
+            raise self.damaged(f"it names {row['vcpus']} vCPUs and {row['ram_bytes']} bytes of RAM")
         return row
 
-    def _damaged(self, what: str) -> TraceError:
+    def damaged(self, what: str) -> TraceError:
+        """The error for a trace that holds ``what`` no trace may hold."""
         return TraceError(f"{self.path} is damaged: {what}", "shadowtrace verify names what is wrong")
 
     def damage(self) -> list[str]:
@@ -323,16 +323,6 @@ class TraceReader(_OpenTrace):
         except SQLITE_ERRORS as error:
             raise trace_error(self.path, error) from error
 
-    def raw(self, statement: str, values: tuple[int, ...]) -> sqlite3.Cursor:
-        """The cursor of a SELECT, as sqlite3 has it: for rows by the million. A damaged file raises ``TraceError`` here, not later."""
-        self._budget.renew()
-        connection = self._connection.connection.driver_connection
-        assert isinstance(connection, sqlite3.Connection)
-        try:
-            return connection.execute(statement, values)
-        except SQLITE_ERRORS as error:
-            raise trace_error(self.path, error) from error
-
     def table(self, name: str) -> Table:
         """A table, to build queries with."""
         return models.metadata.tables[name]
@@ -345,7 +335,7 @@ class TraceReader(_OpenTrace):
             kinds = _PYTHON_TYPES[type(column.type)] + ((type(None),) if column.nullable else ())
             for row in rows:
                 if type(row[column.name]) not in kinds:
-                    raise self._damaged(f"{table}.{column.name} holds a {type(row[column.name]).__name__}")
+                    raise self.damaged(f"{table}.{column.name} holds a {type(row[column.name]).__name__}")
         return rows
 
     def _in_order(self, statement: Any, table: str) -> Iterator[Any]:
@@ -353,7 +343,7 @@ class TraceReader(_OpenTrace):
         last = None
         for row in self.query(statement):
             if type(row[0]) is not int or (last is not None and row[0] <= last):
-                raise self._damaged(f"{table} has a row out of order")
+                raise self.damaged(f"{table} has a row out of order")
             last = row[0]
             yield row
 
@@ -388,7 +378,7 @@ class TraceReader(_OpenTrace):
             try:
                 good = (
                     last < seq
-                    and 0 <= kind | vcpu | flags <= _MOST_FLAGS
+                    and 0 <= kind | vcpu | flags <= MOST_FLAGS
                     and 1 <= kind <= 6
                     and vcpu < MAX_VCPUS
                     and (extra is not None or kind not in _HAVE_EXTRA)
@@ -399,7 +389,7 @@ class TraceReader(_OpenTrace):
             except TypeError:
                 good = False
             if not good:
-                raise self._damaged(f"event {seq!r} is incomplete or of no known shape")
+                raise self.damaged(f"event {seq!r} is incomplete or of no known shape")
             last = seq
             yield Event(kind, vcpu, flags, addr, value, extra)
 
@@ -408,14 +398,14 @@ class TraceReader(_OpenTrace):
         try:
             return {row[0]: tuple(None if number is None else unsigned(number) for number in row[1:]) for row in rows}
         except TypeError as error:
-            raise self._damaged(f"{table.name} holds what is no number") from error
+            raise self.damaged(f"{table.name} holds what is no number") from error
 
     def _contents(self, after: int) -> dict[int, bytes]:
         contents: dict[int, bytes] = {}
         columns = select(models.content).where(models.content.c.seq > after).order_by(models.content.c.seq)
         for seq, words in self._in_order(columns, "content"):
             if not isinstance(words, bytes) or not is_content(words):
-                raise self._damaged(f"the content at event {seq} is none of a page")
+                raise self.damaged(f"the content at event {seq} is none of a page")
             contents[seq] = words
         return contents
 

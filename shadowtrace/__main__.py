@@ -17,6 +17,7 @@ from shadowtrace import __version__
 VERBS = {
     "record": "Record a guest's paging into a trace file.",
     "replay": "Run a trace through a shadow MMU and keep the facts in it.",
+    "sweep": "Run traces through a grid of models and parameters.",
     "report": "Print what a shadow page cache would have shared.",
     "stat": "Say what is in a trace.",
     "script": "Print events as text, one a line.",

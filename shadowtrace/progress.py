@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -41,6 +42,13 @@ def replay_line(total: int) -> Iterator[Callable[[int], None]]:
     """A function that shows how many of ``total`` events have been replayed."""
     with _line("replaying") as show:
         yield lambda done: show(f"replaying {done:,} of {total:,} events")
+
+
+@contextlib.contextmanager
+def sweep_line(total: int, kept: Path) -> Iterator[Callable[[int], None]]:
+    """A function that shows how many of ``total`` runs are done and where they are kept."""
+    with _line(f"0 of {total:,} runs done") as show:
+        yield lambda done: show(f"{done:,} of {total:,} runs done, kept in {kept}")
 
 
 @contextlib.contextmanager
