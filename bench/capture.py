@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ VARIANTS: dict[str, int | None] = {"plain": None, "tables": 0, "first": 1024}
 BARS = {"tables": 1.15, "first": 1.5}
 
 _SECONDS = 900
+
+#: What the guests' init says when it is done.
+_FINISHED = b" processes"
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def boot(recipe: guest.Guest, touch_entries: int | None, object_path: Path, keep
         values = {"stream": stream_end, "control": control, "ram": ram, "ram_bytes": size, "touch": touch_entries}
         command += ["-plugin", plugin.arguments(object_path, **values)]
     reader = _Drain(stream, keep)
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(ram, control, stream_end))
+    console = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, pass_fds=(ram, control, stream_end))
     os.close(stream_end)
     reader.start()
     watchdog = threading.Timer(_SECONDS, process.kill)
@@ -67,8 +72,11 @@ def boot(recipe: guest.Guest, touch_entries: int | None, object_path: Path, keep
     reader.join()
     for descriptor in (ram, control, stream):
         os.close(descriptor)
-    if process.returncode:
-        raise RuntimeError(f"QEMU ended with status {process.returncode}")
+    console.seek(0)
+    said = console.read()
+    console.close()
+    if process.returncode or _FINISHED not in said:
+        raise RuntimeError(f"QEMU ended with status {process.returncode}, the guest's last words are {said[-200:]!r}")
     return Boot(usage.ru_utime + usage.ru_stime, reader.taken, b"".join(reader.kept))
 
 

@@ -163,7 +163,7 @@ class TraceWriter(_OpenTrace):
 
     def append_rows(
         self,
-        rows: Sequence[Row],
+        rows: Iterable[Row],
         registers: Sequence[tuple[Any, ...]] = (),
         pdptes: Sequence[tuple[Any, ...]] = (),
         contents: Sequence[tuple[Any, ...]] = (),
@@ -174,15 +174,24 @@ class TraceWriter(_OpenTrace):
         Where the disk is small, in pieces: what the log holds has to find its place in the reserve.
         """
         self.check_there()
-        whole = (rows, registers, pdptes, contents, origins)
         most = self._reserve.size // 2
-        for piece in _pieces(most, *whole) if 0 < most < _SMALL_DISK else (whole,):
+        whole = (rows, registers, pdptes, contents, origins)
+        for piece in _pieces(most, list(rows), *whole[1:]) if 0 < most < _SMALL_DISK else (whole,):
             with storage_errors(self.path):
-                for statement, batch in zip(_INSERTS, piece, strict=True):
-                    if batch:
-                        self._connection.exec_driver_sql(statement, list(batch))
-                self._connection.commit()
-            self.events += len(piece[0])
+                self.events += self._append_piece(piece)
+
+    def _append_piece(self, piece: Sequence[Iterable[tuple[Any, ...]]]) -> int:
+        """Commit rows of all the tables of ``_INSERTS``; how many events were among them."""
+        # SQLite's own cursor: it takes an iterator, so no row is an object for longer than it is bound.
+        connection = self._connection.connection.driver_connection
+        assert isinstance(connection, sqlite3.Connection)
+        try:
+            events, *_ = [connection.executemany(statement, batch).rowcount for statement, batch in zip(_INSERTS, piece, strict=True)]
+            connection.commit()
+        except BaseException:
+            connection.rollback()
+            raise
+        return events
 
     def add(self, table: str, **columns: Any) -> None:
         """Commit one row of ``mark``, ``address_space``, ``console``, ``loss`` or ``memory_check``."""

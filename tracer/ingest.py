@@ -104,7 +104,7 @@ class Ingest(threading.Thread):
         self._write_rows()
 
     def _commit(self, batch: Batch) -> None:
-        self._writer.append_rows(batch.rows, batch.registers, batch.pdptes, batch.contents, batch.origins)
+        self._writer.append_rows(batch.rows(), batch.registers, batch.pdptes, batch.contents, batch.origins)
         self.consumed = self._writer.events
         for gap in batch.gaps:
             self._lose(

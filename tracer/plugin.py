@@ -8,7 +8,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,12 +114,17 @@ class Gap(NamedTuple):
 class Batch:
     """Whole events as rows of the trace file, with the rows that belong to them, and gaps."""
 
-    rows: list[Row]
+    columns: tuple[list[int], ...]
+    """Of the event rows: seq, kind, vcpu, flags, addr, value."""
     registers: list[tuple[Any, ...]]
     pdptes: list[tuple[Any, ...]]
     contents: list[tuple[Any, ...]]
     origins: list[tuple[int, int]]
     gaps: list[Gap]
+
+    def rows(self) -> Iterator[Row]:
+        """The event rows, one by one."""
+        return zip(*self.columns, strict=True)
 
 
 class StreamParser:
@@ -154,12 +159,11 @@ class StreamParser:
         no_value = (events["kind"] == Kind.PAGE) | (events["kind"] == Kind.REGS)
         value = np.where(no_value, 0, events["value"]).view(np.int64)
         addr = np.where(events["kind"] == Kind.REGS, 0, events["addr"]).view(np.int64)
-        columns = (seqs, events["kind"], events["vcpu"], flags, addr, value)
-        rows: list[Row] = list(zip(*(column.tolist() for column in columns), strict=True))
+        columns = tuple(column.tolist() for column in (seqs, events["kind"], events["vcpu"], flags, addr, value))
         registers, pdptes, contents = self._sides(records, main)
         origins = self._origins(records, main)
         self._seq += len(events)
-        return Batch(rows, registers, pdptes, contents, origins, gaps)
+        return Batch(columns, registers, pdptes, contents, origins, gaps)
 
     def gap_at_end(self, by_vcpu: Sequence[int]) -> list[Gap]:
         """What is missing when the stream has ended, by the number of events that each vCPU had."""

@@ -37,7 +37,7 @@ def read_slowly(folder: Path, capture: Capture) -> tuple[ControlPage, int, list[
                 if not data:
                     break
                 batch = parser.feed(data)
-                events += len(batch.rows)
+                events += len(batch.columns[0])
                 gaps += batch.gaps
                 time.sleep(0.005)
         control = machine.control()

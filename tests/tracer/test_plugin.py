@@ -41,17 +41,14 @@ WHOLE = stream(
 
 
 def joined(batches: list[Batch]) -> Batch:
-    return Batch(
-        *(
-            [item for batch in batches for item in getattr(batch, name)]
-            for name in ("rows", "registers", "pdptes", "contents", "origins", "gaps")
-        )
-    )
+    columns = tuple([item for batch in batches for item in batch.columns[number]] for number in range(6))
+    names = ("registers", "pdptes", "contents", "origins", "gaps")
+    return Batch(columns, *([item for batch in batches for item in getattr(batch, name)] for name in names))
 
 
 def test_records_become_rows() -> None:
     batch = StreamParser().feed(WHOLE)
-    assert batch.rows == [
+    assert list(batch.rows()) == [
         (1, Kind.REGS, 0, 0, 0, 0),
         (2, Kind.PAGE, 0, 0, 0x2000, 0),
         (3, Kind.CR3, 0, 1, 0x1000, 0),
@@ -94,7 +91,7 @@ def test_a_gap_where_numbers_begin_again() -> None:
 
 def test_an_event_that_never_became_whole_is_left_over() -> None:
     parser = StreamParser()
-    assert len(parser.feed(WHOLE[: 4 * 24]).rows) == 1
+    assert len(list(parser.feed(WHOLE[: 4 * 24]).rows())) == 1
     assert parser.left_over == 2 * 24
 
 

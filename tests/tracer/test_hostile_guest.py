@@ -1,0 +1,90 @@
+"""Guests that mean harm: the recording ends well, its tables are right, memory stays bounded, nothing of theirs is shown raw."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.event import Kind
+from db.trace import TraceReader
+from db.verify import verify
+from tests.conftest import Cli
+from tests.tracer import metal
+from tracer.qemu import Capture
+from tracer.record import Outcome
+
+pytestmark = pytest.mark.boot
+
+SOURCES = Path(__file__).with_name("hostile")
+
+
+def recorded(name: str, folder: Path, *more: str, **request: Any) -> tuple[Path, Outcome]:
+    trace, outcome = metal.recorded(name, folder, *more, sources=SOURCES, **request)
+    assert outcome.ended == "exit", outcome.detail
+    return trace, outcome
+
+
+def right(outcome: Outcome) -> bool:
+    verdict = outcome.verdict
+    return verdict is not None and (verdict.missing, verdict.different) == (0, 0)
+
+
+@pytest.mark.parametrize("touch_entries", [1024, 0])
+def test_tables_in_circles_and_outside_ram(touch_entries: int, tmp_path: Path) -> None:
+    trace, outcome = recorded("cycle", tmp_path, capture=Capture(touch_entries=touch_entries))
+    assert outcome.lost == 0
+    assert right(outcome)
+    with TraceReader(trace) as opened:
+        assert [finding.check.name for finding in verify(opened) if finding.failures] == []
+        kinds = [event.kind for event in opened.events()]
+    assert kinds.count(Kind.CR3) == 401
+    assert kinds.count(Kind.WRITE) == 200 * 5
+
+
+def test_storms_of_cr3_and_garbage_in_it(tmp_path: Path) -> None:
+    trace, outcome = recorded("registers", tmp_path, capture=Capture(touch_entries=0))
+    assert outcome.lost == 0
+    assert right(outcome)
+    with TraceReader(trace) as opened:
+        loads = [event.addr for event in opened.events((Kind.CR3,))]
+    assert len(loads) == 1000 + 1 + 100_000
+    assert len(set(loads)) > 1000
+
+
+def test_more_tables_than_are_tracked(tmp_path: Path) -> None:
+    most = 2000
+    trace, outcome = recorded("tables", tmp_path, "-m", "128M", capture=Capture(touch_entries=0, max_tables=most))
+    assert outcome.lost > 24
+    with TraceReader(trace) as opened:
+        assert len({event.addr for event in opened.events((Kind.PAGE,))}) == most
+        (loss,) = opened.rows("loss")
+        assert loss["count"] == outcome.lost == opened.recording["lost"]
+        assert "beyond the limit" in loss["cause"]
+
+
+def test_every_frame_a_table(tmp_path: Path) -> None:
+    """24 thousand links; what QEMU takes for it is bounded by RAM's frames."""
+    trace, outcome = recorded("tables", tmp_path, "-m", "128M", capture=Capture(touch_entries=0))
+    assert outcome.lost == 0
+    assert right(outcome)
+    with TraceReader(trace) as opened:
+        assert sum(1 for _ in opened.events((Kind.PAGE,))) > 20_000
+    # Of all children so far, KiB: the guest's RAM, QEMU itself, and a copy of each table.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1_000_000
+
+
+def test_megabytes_and_escapes_on_the_console(tmp_path: Path, cli: Cli) -> None:
+    trace, _ = recorded("console", tmp_path, "-chardev", "stdio,id=line,signal=off", "-serial", "chardev:line")
+    with TraceReader(trace) as opened:
+        lines = [row["line"] for row in opened.rows("console")]
+        assert opened.count() > 0
+    assert len(lines) > 20_000
+    assert max(len(line) for line in lines) <= 4 * 4096
+    assert any("DROP TABLE" in line for line in lines)
+    for verb in ("report", "verify"):
+        done = cli(verb, trace)
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stdout + done.stderr
