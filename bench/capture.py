@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,9 @@ class Boot:
     stream: bytes = b""
 
 
-def boot(recipe: guest.Guest, touch_entries: int | None, object_path: Path, keep: bool = False) -> Boot:
+def boot(
+    recipe: guest.Guest, touch_entries: int | None, object_path: Path, keep: bool = False, environment: Mapping[str, str] | None = None
+) -> Boot:
     """Run a guest to its power-off. Raises ``RuntimeError`` where QEMU fails."""
     arguments = recipe.arguments(recipe.images())
     size = qemu.ram_bytes(arguments)
@@ -61,7 +63,9 @@ def boot(recipe: guest.Guest, touch_entries: int | None, object_path: Path, keep
         command += ["-plugin", plugin.arguments(object_path, **values)]
     reader = _Drain(stream, keep)
     console = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, pass_fds=(ram, control, stream_end))
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=console, pass_fds=(ram, control, stream_end), env={**os.environ, **(environment or {})}
+    )
     os.close(stream_end)
     reader.start()
     watchdog = threading.Timer(_SECONDS, process.kill)
