@@ -9,7 +9,7 @@ from pathlib import Path
 from analyzer import columns, replay
 from analyzer.arrow import write_parquet
 from analyzer.model import Parameters
-from analyzer.reports import perfetto, rows
+from analyzer.reports import perfetto
 from analyzer.tracks import Item, recorded, replayed
 from db.files import new_file
 from db.queries import events
@@ -18,7 +18,7 @@ from db.trace import TraceReader
 
 def csv(trace: TraceReader) -> Iterator[str]:
     """The events as CSV, in pieces."""
-    return rows.render("csv", list(columns.COLUMNS), columns.rows(trace, events(1, trace.count())))
+    return columns.csv(trace, events(1, trace.count()))
 
 
 def to_parquet(trace: TraceReader, output: Path) -> None:
