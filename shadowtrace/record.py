@@ -42,6 +42,14 @@ from tracer.record import Request, record
     help="Whether a store to a table drops the touches that went through it.",
 )
 @click.option("--events", type=click.IntRange(1), metavar="N", help="Stop after N events.")
+@click.option(
+    "--engine",
+    type=click.Choice(["plugin", "gdb"]),
+    default="plugin",
+    show_default=True,
+    help="What captures: QEMU's plugin; or gdb alone, for a QEMU without plugins: slower, page tables and faults only.",
+)
+@click.option("--net", is_flag=True, help="With --engine gdb: no watchpoints, only what changed between two stops.")
 @click.option("--deterministic", is_flag=True, help="Run on instruction counts and a fixed clock: twice the same.")
 @click.option("--linger", default=64, show_default=True, type=click.IntRange(1, 1024), help="Stores a retired table is watched for.")
 @click.option("--max-tables", default=1 << 18, show_default=True, type=click.IntRange(1), help="Tables tracked at once at the most.")
@@ -60,6 +68,8 @@ def command(
     touch_entries: int,
     drop_at_stores: bool,
     events: int | None,
+    engine: str,
+    net: bool,
     deterministic: bool,
     linger: int,
     max_tables: int,
@@ -77,6 +87,8 @@ def command(
     """
     if touch_entries & touch_entries - 1 or not 1 <= touch_entries <= 65536:
         raise UsageError(f"--touch-entries {touch_entries} is no power of two up to 65536", "for example --touch-entries 1024")
+    if net and engine != "gdb":
+        raise UsageError("--net is a way of capturing by gdb", "add --engine gdb")
     named, arguments = _what(guest, qemu_args)
     recipe = guests.load(named) if named is not None else None
     request = Request(
@@ -93,6 +105,7 @@ def command(
         every_access=touch == "every",
         events=events,
         deterministic=deterministic,
+        engine="gdb-net" if net else engine,
         version=__version__,
     )
     if seconds is not None and not math.isfinite(seconds):

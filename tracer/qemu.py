@@ -146,10 +146,11 @@ class Capture:
 class Machine:
     """A QEMU that has been started stopped, before its first instruction; a context manager that leaves none behind.
 
-    ``folder`` is private (0700) and holds the sockets; ``ram`` is the guest's RAM, ``stream`` the plugin's pipe.
+    ``folder`` is private (0700) and holds the sockets; ``ram`` is the guest's RAM, ``stream`` the plugin's pipe. Without a plugin
+    another program captures: ``paths`` are where it finds the stream's other end, the control page and the RAM, until ``let_go``.
     """
 
-    def __init__(self, program: str, arguments: Sequence[str], capture: Capture, object_path: Path) -> None:
+    def __init__(self, program: str, arguments: Sequence[str], capture: Capture, object_path: Path | None) -> None:
         check_arguments(arguments)
         self.program = program
         self._arguments = list(arguments)
@@ -162,7 +163,7 @@ class Machine:
             self._stack.close()
             raise
 
-    def _start(self, arguments: list[str], capture: Capture, object_path: Path) -> None:
+    def _start(self, arguments: list[str], capture: Capture, object_path: Path | None) -> None:
         stack = self._stack
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shadowtrace-")))
         ram_fd = self._memfd("shadowtrace-ram", self.ram_bytes)
@@ -174,18 +175,21 @@ class Machine:
         self.stream = stack.enter_context(os.fdopen(stream, "rb", buffering=0))
         self.gdb_socket = self.folder / "gdb"
         qmp_socket = self.folder / "qmp"
-        plugin_arguments = plugin.arguments(
-            object_path,
-            stream=stream_end,
-            control=control_fd,
-            ram=ram_fd,
-            ram_bytes=self.ram_bytes,
-            touch=capture.touch_entries,
-            linger=capture.linger,
-            max_tables=capture.max_tables,
-            user_stores=int(capture.user_stores),
-            drop_at_stores=int(capture.drop_at_stores),
-        )
+        capturing: tuple[str, ...] = ()
+        if object_path is not None:
+            plugin_arguments = plugin.arguments(
+                object_path,
+                stream=stream_end,
+                control=control_fd,
+                ram=ram_fd,
+                ram_bytes=self.ram_bytes,
+                touch=capture.touch_entries,
+                linger=capture.linger,
+                max_tables=capture.max_tables,
+                user_stores=int(capture.user_stores),
+                drop_at_stores=int(capture.drop_at_stores),
+            )
+            capturing = ("-plugin", plugin_arguments)
         if _value_of(arguments, "-accel") is None:
             arguments += ["-accel", "tcg,thread=multi" if self.vcpus > 1 else "tcg"]
         self.argv = [
@@ -194,7 +198,7 @@ class Machine:
             *("-object", f"memory-backend-file,id=shadowtrace-ram,size={self.ram_bytes},share=on,mem-path=/proc/self/fd/{ram_fd}"),
             *arguments,
             *("-machine", "memory-backend=shadowtrace-ram"),
-            *("-plugin", plugin_arguments),
+            *capturing,
             *("-chardev", f"socket,path={self.gdb_socket},server=on,wait=off,id=shadowtrace-gdb", "-gdb", "chardev:shadowtrace-gdb"),
             *(
                 "-chardev",
@@ -218,12 +222,16 @@ class Machine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
-            pass_fds=(ram_fd, control_fd, stream_end),
+            pass_fds=(ram_fd, control_fd, stream_end) if object_path is not None else (ram_fd,),
             start_new_session=True,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads run yet
         )
         stack.callback(self._kill)
-        os.close(stream_end)
+        self._stream_end: int | None = stream_end
+        self.paths = tuple(f"/proc/{os.getpid()}/fd/{fd}" for fd in (stream_end, control_fd, ram_fd))
+        stack.callback(self.let_go)
+        if object_path is not None:
+            self.let_go()
         self.console = self.process.stdout
         self.qmp = self._connect(qmp_socket)
 
@@ -263,6 +271,12 @@ class Machine:
         self.process.wait()
         if self.process.stdout:
             self.process.stdout.close()
+
+    def let_go(self) -> None:
+        """Close our own hold of the stream's other end: it ends when whoever captures closes it."""
+        if self._stream_end is not None:
+            os.close(self._stream_end)
+            self._stream_end = None
 
     # -- while it runs ---------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from db.errors import ShadowtraceError, UsageError
 from db.event import pack_words
 from db.rebuild import Rebuilt, Verdict, rebuild
 from db.trace import TraceReader, TraceWriter
-from tracer import gdb, plugin, qemu, symbols
+from tracer import gdb, gdbengine, plugin, qemu, symbols
 from tracer.check import check_machine
 from tracer.driver import FIRST_PROCESS, Driver, check_symbols
 from tracer.guest import Guest
@@ -30,7 +30,12 @@ from tracer.qemu import Capture, Machine
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 120.0
 _DETERMINISTIC = ["-icount", "shift=3,sleep=off", "-rtc", "base=2020-01-01,clock=vm", "-seed", "1"]
+#: Under a debugger `sleep=off` makes virtual time run away: each stop looks like idleness, which is skipped.
+_DETERMINISTIC_UNDER_GDB = ["-icount", "shift=3", *_DETERMINISTIC[2:]]
 _STOP_SECONDS = 10.0
+
+#: With the gdb engine the guest runs in slices of so long.
+_SLICE_SECONDS = 1.0
 
 #: Checks are spread over so many seconds where nobody says how long the guest takes.
 _USUAL_SECONDS = 10
@@ -57,6 +62,8 @@ class Request:
     """End after so many events."""
     deterministic: bool = False
     """Run on instruction counts, a fixed clock and a fixed seed: twice the same but for the very end."""
+    engine: str = "plugin"
+    """What captures: `plugin`, `gdb`, or `gdb-net`, which sees only what changed between stops."""
     version: str = ""
 
 
@@ -86,10 +93,10 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
     """Record a guest. The trace is sealed whichever way it ends, Ctrl-C included; raises ``ShadowtraceError`` before it begins."""
     program = qemu.find_qemu(request.program)
     gdb.find_gdb()
-    object_path = plugin.build()
+    object_path = plugin.build() if request.engine == "plugin" else None
     arguments, described = _what(request)
     if request.deterministic:
-        arguments += _DETERMINISTIC
+        arguments += _DETERMINISTIC if request.engine == "plugin" else _DETERMINISTIC_UNDER_GDB
     qemu.check_arguments(arguments)
     kernel = _kernel(arguments)
     known = symbols.load(kernel) if kernel is not None else None
@@ -100,11 +107,11 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
         "kernel_sha256": symbols.sha256(kernel) if kernel is not None else None,
         "qemu_version": qemu.qemu_version(program),
         "gdb_version": gdb.gdb_version(gdb.find_gdb()),
-        "engine": "plugin",
+        "engine": request.engine,
         "cpu_model": qemu.cpu_model(arguments),
         "ram_bytes": qemu.ram_bytes(arguments),
         "vcpus": qemu.vcpus(arguments),
-        "touch": "none" if not request.capture.touch_entries else "every" if request.every_access else "first",
+        "touch": _touch(request),
         "touch_entries": request.capture.touch_entries,
         "drop_at_stores": int(request.capture.drop_at_stores),
         "linger": request.capture.linger,
@@ -121,6 +128,12 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
             if writer.events == 0:
                 request.output.unlink(missing_ok=True)
             raise
+
+
+def _touch(request: Request) -> str:
+    if not request.capture.touch_entries or request.engine != "plugin":
+        return "none"
+    return "every" if request.every_access else "first"
 
 
 def _what(request: Request) -> tuple[list[str], dict[str, Any]]:
@@ -205,7 +218,7 @@ class _Recording:
 
     def _drive(self, progress: Callable[[Status], None] | None) -> tuple[str, str]:
         try:
-            session = gdb.Session(self.machine.gdb_socket)
+            session = self._session()
         except gdb.GdbGoneError as error:
             raise ShadowtraceError(f"gdb did not start: {error}", "apt-get install gdb; shadowtrace doctor looks at it") from error
         with session:
@@ -214,7 +227,7 @@ class _Recording:
                 driver.arm()
                 session.resume()
                 while True:
-                    stop = session.wait(_POLL_SECONDS)
+                    stop = session.wait(_POLL_SECONDS if self.request.engine == "plugin" else _SLICE_SECONDS)
                     if (end := self._end_by_us(progress)) is not None:
                         return end
                     if stop is None and self.machine.alive():
@@ -232,6 +245,14 @@ class _Recording:
                 self.gdb_lost = f"; gdb was lost after {self.machine.control().events} events ({error}): no marks and names from there on"
         self._remove_breakpoints()
         return self._drive_without_gdb(progress)
+
+    def _session(self) -> gdb.Session:
+        if self.request.engine == "plugin":
+            return gdb.Session(self.machine.gdb_socket)
+        exact = self.request.engine == "gdb"
+        session = gdbengine.EngineSession(self.machine.gdb_socket, *self.machine.paths, exact, self.request.capture)
+        self.machine.let_go()
+        return session
 
     def _remove_breakpoints(self) -> None:
         """A gdb that dies leaves its breakpoints in QEMU: have another one come, which clears them, and go."""
@@ -290,7 +311,8 @@ class _Recording:
         with contextlib.suppress(Exception):
             self.machine.process.wait(timeout=5)
         status = self.machine.process.returncode
-        if self.machine.control().closed:
+        ours = self.request.engine == "plugin"
+        if self.machine.control().closed if ours else status is not None and status >= 0:
             return "exit", f"the guest ended QEMU, with status {status}"
         return "crash", f"QEMU died with status {status}: {self.machine.stderr_tail()}"
 
@@ -327,8 +349,9 @@ class _Recording:
 
     def _check_now(self, session: gdb.Session) -> None:
         """Stop the guest wherever it is, check, and let it run on for a while."""
-        self.machine.stop()
-        session.wait(_STOP_SECONDS)
+        if session.running:
+            self.machine.stop()
+            session.wait(_STOP_SECONDS)
         if self.machine.alive() and not session.running:
             self._check()
             session.resume()

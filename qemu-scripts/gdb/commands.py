@@ -1,0 +1,89 @@
+"""What the recorder asks of the engine, as MI commands: -shadowtrace-begin, -slice, -stop, -nostop, -register, -read, -counts, -finish."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gdb
+from capture import Capture, Settings
+from memory import FileRam, StubRam
+from stream import Stream
+from stub import Stub
+
+_NUMBERS = {"gs_base": 25, "cr3": 29}
+
+
+class _Engine:
+    """The one capture of this gdb."""
+
+    capture: Capture
+    stub: Stub
+    next_number = 1
+
+
+class _Command(gdb.MICommand):
+    """An MI command by a function that takes strings and gives a dictionary."""
+
+    def __init__(self, name: str, function: object) -> None:
+        super().__init__(f"-shadowtrace-{name}")
+        self._function = function
+
+    def invoke(self, arguments: list[str]) -> dict[str, object] | None:
+        """Called by gdb."""
+        return self._function(*arguments)
+
+
+def _begin(socket: str, stream: str, control: str, ram: str, exact: str, linger: str, most: str) -> None:
+    stub = Stub(socket)
+    memory = FileRam(ram) if Path(ram).exists() else StubRam(stub.read, int(ram))
+    _Engine.stub = stub
+    _Engine.capture = Capture(stub, memory, Stream(stream, control), Settings(exact == "1", int(linger), int(most)))
+    _Engine.capture.begin()
+
+
+def _slice(seconds: str) -> dict[str, object]:
+    reason, pc, number = _Engine.capture.run(float(seconds))
+    return {"reason": reason, "pc": f"{pc:#x}", "number": str(number)}
+
+
+def _stop(kind: str, va: str, size: str) -> dict[str, object]:
+    number = _Engine.next_number
+    _Engine.next_number += 1
+    _Engine.capture.add_stop(number, int(kind), int(va, 16), int(size))
+    return {"number": str(number)}
+
+
+def _nostop(*numbers: str) -> None:
+    for number in map(int, numbers):
+        _Engine.capture.remove_stop(number)
+
+
+def _register(name: str) -> dict[str, object]:
+    return {"value": f"{_Engine.stub.register(_NUMBERS[name]):#x}"}
+
+
+def _read(va: str, size: str) -> dict[str, object]:
+    data = _Engine.stub.read(int(va, 16), int(size), False)
+    return {"contents": data.hex() if data is not None else ""}
+
+
+def _counts() -> dict[str, object]:
+    capture = _Engine.capture
+    return {"same": str(capture.same_value), "missed": str(capture.missed), "foreign": str(capture.foreign)}
+
+
+def _finish() -> None:
+    _Engine.capture.finish()
+
+
+for _name, _function in (
+    ("begin", _begin),
+    ("slice", _slice),
+    ("stop", _stop),
+    ("nostop", _nostop),
+    ("register", _register),
+    ("read", _read),
+    ("counts", _counts),
+    ("finish", _finish),
+):
+    _Command(_name, _function)
