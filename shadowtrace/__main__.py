@@ -17,6 +17,7 @@ VERBS = {
     "replay": "Run a trace through a shadow MMU and keep the facts in it.",
     "report": "Print what a shadow page cache would have shared.",
     "verify": "Check a trace's invariants.",
+    "diff": "Compare two captures of the same guest run.",
     "import": "Make a trace file from events in JSON Lines.",
     "export": "Write a trace's events as JSON Lines.",
     "guests": "List the guests that can be recorded by name.",

@@ -250,7 +250,8 @@ class _Recording:
         if self.request.engine == "plugin":
             return gdb.Session(self.machine.gdb_socket)
         exact = self.request.engine == "gdb"
-        session = gdbengine.EngineSession(self.machine.gdb_socket, *self.machine.paths, exact, self.request.capture)
+        stream, control, ram = self.machine.paths
+        session = gdbengine.EngineSession(self.machine.gdb_socket, stream, control, ram, exact, self.request.capture)
         self.machine.let_go()
         return session
 

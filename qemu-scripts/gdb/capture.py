@@ -37,13 +37,16 @@ _LANDINGS = (0x7C00, 0x100000)
 _ALIGNMENT = 2 << 20
 _MOST_LANDINGS = 1024
 
+#: Where boot code puts what has to run in real mode or without paging; it is watched for until a kernel runs.
+_LOW = (0x80000, 0xA0000)
+
 #: Roots, the loaded one among them, under which addresses are kept armed.
 _RECENT_ROOTS = 3
 _MANY_BREAKPOINTS = 200
 
 #: A scan of memory for instructions may take this share of the time.
 _SCAN_SHARE = 0.1
-_EARLY_SECONDS = 0.05
+_EARLY_SECONDS, _QUIET_SECONDS, _LOOK_SECONDS = 0.05, 0.2, 0.5
 
 
 class Ended(NamedTuple):
@@ -78,12 +81,14 @@ class Capture:
         self._gate: tuple[int, Spot] | None = None
         self._handler = 0
         self._at_stop = False
+        self._wide_segments: dict[int, bool] = {}
         self._landings: set[int] = set()
+        self._low_watched = False
         self._own: dict[int, tuple[int, int, int]] = {}
         self._own_armed: set[int] = set()
         self._sites: dict[int, int] = {}
         self._identity = False
-        self._scanned_at = 0.0
+        self._scanned_at = self._looked_at = 0.0
         self._scan_seconds = 0.0
         self.missed = 0
         """Times that a control register was found changed by something that was not seen."""
@@ -144,7 +149,7 @@ class Capture:
                 ended = self._go(deadline)
             self._stub.alarm.cancel()
             self._look_around()
-        except gdbstub.Gone as gone:
+        except gdbstub.GoneError as gone:
             self._stream.flush(closed=gone.clean)
             return Ended("exited" if gone.clean else "lost", 0, 0)
         self._stub.leave_virtual()
@@ -160,7 +165,11 @@ class Capture:
         left = deadline - time.monotonic()
         if left <= 0:
             return Ended("slice", 0, 0)
-        self._stub.alarm.ring_after(left if self._cr0 & CR0_PG else min(left, _EARLY_SECONDS))
+        if time.monotonic() >= self._looked_at + _LOOK_SECONDS:
+            self._look_around()
+        # From this moment on, not until the slice's end: a byte that comes while the guest stops at a watchpoint confuses QEMU,
+        # which then takes the next store for this one. A guest that stops often needs no alarm.
+        self._stub.alarm.ring_after(max(left, _QUIET_SECONDS) if self._cr0 & CR0_PG else _EARLY_SECONDS)
         return self._answer(self._stub.resume(), deadline)
 
     def _answer(self, stop: Stop, deadline: float) -> Ended | None:
@@ -190,7 +199,9 @@ class Capture:
             if table is not None and changes:
                 self._tables.store(table, changes)
                 found = True
-        if not found:
+        if va == _LOW[0]:
+            self._scan_range(*_LOW)
+        elif not found:
             self._stored_the_same(va)
         return None
 
@@ -220,13 +231,16 @@ class Capture:
         for address in self._landings if pc >= _ALIGNMENT else {pc}:
             self._mappings.no_stop_at(BREAKPOINT, address, 1)
         self._landings = set() if pc >= _ALIGNMENT else self._landings - {pc}
+        if self._low_watched and not self._landings:
+            self._low_watched = False
+            self._mappings.no_stop_at(WRITES, _LOW[0], _LOW[1] - _LOW[0])
         self._scan()
 
     def _pass_over(self) -> Stop | None:
         """Execute the instruction that the guest stands at, and record what it did; a stop that it made, if any."""
         before = self._stub.registers()
         pc = before[gdbstub.RIP]
-        instruction = sites.decode(self._code(pc), bool(self._efer & EFER_LMA))
+        instruction = sites.decode(self._code(pc), self._is_64_bit_code(before[gdbstub.CS]))
         if instruction.what in (What.CR3, What.MODE):
             self._resolve(before, load=False)
         stop = self._stub.step()
@@ -263,8 +277,10 @@ class Capture:
         self._notice()
         self._take_net(SEEN_FOREIGN if self._settings.exact else SEEN_NET)
         self._scan_if_due(0.5)
+        self._looked_at = time.monotonic()
 
     def _take_net(self, seen: int) -> None:
+        """Look at every table for changes."""
         for table in list(self._tables.by_frame.values()):
             changes = self._tables.changes(table)
             if changes and table.gfn in self._tables.by_frame:
@@ -309,8 +325,12 @@ class Capture:
         self._cr0, self._cr4, self._efer = cr0, cr4, efer
         self._mappings.five_levels = bool(cr4 & CR4_LA57)
         self._tables.long_mode = bool(efer & EFER_LMA)
+        self._wide_segments.clear()
         self._tables.set_pse(bool(cr4 & CR4_PSE))
         self._set_identity(not cr0 & CR0_PG)
+        if cr0 & CR0_PG and self._landings and not self._low_watched:
+            self._low_watched = True
+            self._mappings.stop_at(WRITES, _LOW[0], _LOW[1] - _LOW[0])
         if self._is_pae():
             self._four_pointers()
             if not was_pae:
@@ -403,7 +423,7 @@ class Capture:
         operand = instruction.operand
         assert operand is not None
         order = (0, 2, 3, 1, 7, 6, 4, 5)
-        long_mode = bool(self._efer & EFER_LMA)
+        long_mode = self._is_64_bit_code(registers[gdbstub.CS])
         va = operand.displacement
         if operand.base >= 0:
             va += registers[order[operand.base] if operand.base < 8 else operand.base]
@@ -416,6 +436,14 @@ class Capture:
         if operand.segment >= 0:
             va += registers[gdbstub.FS_BASE if operand.segment == 4 else gdbstub.GS_BASE]
         return va & (0xFFFF_FFFF_FFFF_FFFF if long_mode else 0xFFFF_FFFF)
+
+    def _is_64_bit_code(self, selector: int) -> bool:
+        """In long mode, the L bit of the code segment's descriptor, which QEMU's monitor tells; asked once for each selector."""
+        if not self._efer & EFER_LMA:
+            return False
+        if selector not in self._wide_segments:
+            self._wide_segments[selector] = " CS64 " in self._stub.monitor("info registers")
+        return self._wide_segments[selector]
 
     # -- the page-fault handler --------------------------------------------------------------------------------------
 
@@ -462,13 +490,14 @@ class Capture:
     def _scan(self) -> None:
         """Look through memory for instructions that matter."""
         began = time.monotonic()
-        ranges = list(self._ram.used())
-        for start, end in ranges:
-            data = self._ram.read(start, end - start)
-            for offset in sites.candidates(data):
-                self._want_site(start + offset)
+        for start, end in list(self._ram.used()):
+            self._scan_range(start, end)
         self._scanned_at = time.monotonic()
         self._scan_seconds = self._scanned_at - began
+
+    def _scan_range(self, start: int, end: int) -> None:
+        for offset in sites.candidates(self._ram.read(start, end - start)):
+            self._want_site(start + offset)
 
     def _want_site(self, gpa: int) -> None:
         if gpa not in self._sites:

@@ -28,7 +28,7 @@ _MOST_BYTES = 2048
 _AGAIN_SECONDS = 0.05
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """The stub does not answer any more: QEMU ended, or its last answer said so (``clean``)."""
 
     def __init__(self, clean: bool = False) -> None:
@@ -55,7 +55,7 @@ class Registers:
 
 
 class Stub:
-    """The stub at the other end of gdb's connection. Raises ``Gone`` when there is none."""
+    """The stub at the other end of gdb's connection. Raises ``GoneError`` when there is none."""
 
     def __init__(self, path: str) -> None:
         self._connection = gdb.selected_inferior().connection
@@ -67,9 +67,9 @@ class Stub:
         try:
             answer = self._connection.send_packet(packet)
         except (gdb.error, ValueError) as error:
-            raise Gone from error
+            raise GoneError from error
         if answer is None or answer[:1] in (b"W", b"X"):
-            raise Gone(clean=answer is not None and answer[:1] == b"W")
+            raise GoneError(clean=answer is not None and answer[:1] == b"W")
         return answer
 
     def resume(self) -> Stop:
@@ -114,7 +114,7 @@ class Stub:
         try:
             return gdb.execute(f"monitor {command}", to_string=True)
         except gdb.error as error:
-            raise Gone from error
+            raise GoneError from error
 
     def leave_virtual(self) -> None:
         """What gdb itself reads from here on are virtual addresses again."""
@@ -170,7 +170,7 @@ def _socket_to(path: str) -> int:
             with duplicate:
                 if duplicate.family == socket.AF_UNIX and duplicate.getpeername() == path:
                     return fd
-    raise Gone
+    raise GoneError
 
 
 def _keep_only(*kept: int) -> None:
