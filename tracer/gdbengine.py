@@ -16,8 +16,9 @@ _READ_BYTES = 4
 class EngineSession(Session):
     """A gdb session in which the capture engine runs: the same calls, but the guest runs only inside ``wait``.
 
-    ``stream``, ``control`` and ``ram`` are paths that gdb can open: where events go, the counters, guest RAM (or how many bytes of
-    it there are, where no file is known). Raises ``ShadowtraceError`` where the engine does not start.
+    ``stream``, ``control`` and ``ram`` are paths that gdb can open: where events go, the counters, guest RAM (empty where no file
+    is known: it is then read through the stub). ``lost`` is true once QEMU is gone. Raises ``ShadowtraceError`` where the engine
+    does not start.
     """
 
     def __init__(self, socket: Path, stream: str, control: str, ram: str, exact: bool, capture: Capture) -> None:
@@ -26,11 +27,12 @@ class EngineSession(Session):
         try:
             self.console(f"python import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(folder)!r}); import commands")
             arguments = (str(socket), stream, control, ram, str(int(exact)), str(capture.linger), str(capture.max_tables))
-            self.command("-shadowtrace-begin " + " ".join(_quoted(argument) for argument in arguments))
+            begun = self.command("-shadowtrace-begin " + " ".join(_quoted(argument) for argument in arguments))
         except (ShadowtraceError, GdbGoneError) as error:
             self.close()
             raise ShadowtraceError(f"the capture engine does not start in gdb: {error}", "it needs gdb 12 or later with Python") from error
-        self.running = False
+        self.ram_bytes, self.vcpus = int(begun["ram"]), int(begun["vcpus"])
+        self.running = self.lost = False
 
     def resume(self) -> None:
         """Nothing: the guest runs in ``wait``."""
@@ -44,6 +46,7 @@ class EngineSession(Session):
         if reason in ("breakpoint", "watch"):
             return Stop(reason, pc, number)
         if reason in ("exited", "lost"):
+            self.lost = True
             return Stop(reason, 0, None, exited=True)
         return Stop("signal-received", 0, None) if reason == "signal" else None
 
@@ -70,6 +73,14 @@ class EngineSession(Session):
     def read(self, address: int, size: int) -> bytes | None:
         """Guest memory at a virtual address; ``None`` where nothing is mapped."""
         return bytes.fromhex(self.command(f"-shadowtrace-read {address:#x} {size}")["contents"]) or None
+
+    def physical(self, address: int, size: int) -> bytes | None:
+        """Guest memory at a physical address."""
+        return bytes.fromhex(self.command(f"-shadowtrace-physical {address:#x} {size}")["contents"]) or None
+
+    def monitor(self, line: str) -> str:
+        """What QEMU's human monitor answers."""
+        return str(self.command(f"-shadowtrace-monitor {_quoted(line)}")["text"])
 
     def counts(self) -> dict[str, int]:
         """What the engine counted: stores of the same value, control registers found changed, foreign changes."""

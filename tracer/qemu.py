@@ -28,8 +28,8 @@ from db.errors import ShadowtraceError, UsageError
 from tracer import plugin
 
 _PR_SET_PDEATHSIG = 1
-_F_SETPIPE_SZ = 1031
-_PIPE_BYTES = 1 << 20
+PIPE_SIZE_COMMAND = 1031
+PIPE_BYTES = 1 << 20
 
 #: Guests above this have part of their RAM elsewhere in the RAM file than in physical memory.
 MAX_RAM_BYTES = 2 << 30
@@ -171,7 +171,7 @@ class Machine:
         self.ram = stack.enter_context(mmap.mmap(ram_fd, self.ram_bytes, prot=mmap.PROT_READ))
         self._control = stack.enter_context(mmap.mmap(control_fd, plugin.CONTROL_BYTES))
         stream, stream_end = os.pipe()
-        fcntl.fcntl(stream, _F_SETPIPE_SZ, _PIPE_BYTES)
+        fcntl.fcntl(stream, PIPE_SIZE_COMMAND, PIPE_BYTES)
         self.stream = stack.enter_context(os.fdopen(stream, "rb", buffering=0))
         self.gdb_socket = self.folder / "gdb"
         qmp_socket = self.folder / "qmp"
@@ -283,6 +283,11 @@ class Machine:
     def control(self) -> plugin.ControlPage:
         """What the plugin has done so far."""
         return plugin.read_control(self._control)
+
+    def frame(self, gfn: int) -> bytes | None:
+        """A frame of guest RAM; ``None`` past its end."""
+        start = gfn * mmap.PAGESIZE
+        return self.ram[start : start + mmap.PAGESIZE] if start < self.ram_bytes else None
 
     def record_every_access(self) -> None:
         """Have the plugin record each access from now on, not first touches alone."""

@@ -123,7 +123,7 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
         try:
             with Machine(program, arguments, request.capture, object_path) as machine:
                 writer.describe(qemu_argv=json.dumps(machine.argv), plugin_api=machine.control().api)
-                return _Recording(request, writer, machine, known).run(progress)
+                return Recording(request, writer, machine, known).run(progress)
         except ShadowtraceError:
             if writer.events == 0:
                 request.output.unlink(missing_ok=True)
@@ -179,15 +179,15 @@ class _Interrupt:
                 signal.signal(number, handler)
 
 
-class _Recording:
+class Recording:
     """One running recording: gdb's stops are answered here, events flow past on the ingest thread."""
 
-    def __init__(self, request: Request, writer: TraceWriter, machine: Machine, known: symbols.Symbols | None) -> None:
+    def __init__(self, request: Request, writer: TraceWriter, machine: Any, known: symbols.Symbols | None) -> None:
         self.request = request
         self.writer = writer
         self.machine = machine
         self.symbols = known
-        self.ingest = Ingest(writer, machine.stream, machine.process.stdout)  # type: ignore[arg-type]
+        self.ingest = Ingest(writer, machine.stream, machine.process.stdout)
         self.interrupt = _Interrupt()
         self.gdb_lost = ""
         self.rebuilt = Rebuilt()
@@ -198,6 +198,7 @@ class _Recording:
         self.next_check = self._after_a_while()
 
     def run(self, progress: Callable[[Status], None] | None) -> Outcome:
+        """Until it ends, whichever way; how it ended."""
         self.ingest.start()
         ended, detail = "crash", "shadowtrace itself failed"
         with self.interrupt.noted():

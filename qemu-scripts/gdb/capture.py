@@ -167,8 +167,7 @@ class Capture:
             return Ended("slice", 0, 0)
         if time.monotonic() >= self._looked_at + _LOOK_SECONDS:
             self._look_around()
-        # From this moment on, not until the slice's end: a byte that comes while the guest stops at a watchpoint confuses QEMU,
-        # which then takes the next store for this one. A guest that stops often needs no alarm.
+        # From this moment on, not until the slice's end: a guest that stops often needs no alarm.
         self._stub.alarm.ring_after(max(left, _QUIET_SECONDS) if self._cr0 & CR0_PG else _EARLY_SECONDS)
         return self._answer(self._stub.resume(), deadline)
 
@@ -177,10 +176,23 @@ class Capture:
             return self._on_watch(stop.watch)
         if stop.signal == _SIGTRAP:
             return self._on_breakpoint(self._stub.register(gdbstub.RIP))
-        if stop.signal == _SIGINT and time.monotonic() < deadline:
-            self._look_around()
-            return None
-        return Ended("slice" if stop.signal == _SIGINT else "signal", 0, 0)
+        if stop.signal != _SIGINT:
+            return Ended("signal", 0, 0)
+        ended = self._settle()
+        if ended is None and time.monotonic() >= deadline:
+            ended = Ended("slice", 0, 0)
+        return ended
+
+    def _settle(self) -> Ended | None:
+        """After the alarm stopped the guest: have QEMU tell of a watchpoint that was hit at that very moment.
+
+        It keeps that for the next stop of its own, and would take the next store for this one. A step is such a stop.
+        """
+        pc = self._stub.register(gdbstub.RIP)
+        if self._mappings.stops_at(pc):
+            return self._on_breakpoint(pc)
+        stop = self._stub.step()
+        return self._on_watch(stop.watch) if stop.watch is not None else None
 
     # -- stops -------------------------------------------------------------------------------------------------------
 

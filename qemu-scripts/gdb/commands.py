@@ -1,8 +1,8 @@
-"""What the recorder asks of the engine, as MI commands: -shadowtrace-begin, -slice, -stop, -nostop, -register, -read, -counts, -finish."""
+"""What the recorder asks of the engine, as MI commands whose names begin with -shadowtrace-."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 
 import gdb
 from capture import Capture, Settings
@@ -33,12 +33,16 @@ class _Command(gdb.MICommand):
         return self._function(*arguments)
 
 
-def _begin(socket: str, stream: str, control: str, ram: str, exact: str, linger: str, most: str) -> None:
+def _begin(socket: str, stream: str, control: str, ram: str, exact: str, linger: str, most: str) -> dict[str, object]:
     stub = Stub(socket)
-    memory = FileRam(ram) if Path(ram).exists() else StubRam(stub.read, int(ram))
+    size = int(re.search(r"base memory: (\d+)", stub.monitor("info memory_size_summary"))[1])
+    memory = FileRam(ram) if ram else StubRam(stub.read, size)
+    if memory.size != size:
+        raise gdb.GdbError(f"the RAM file has {memory.size} bytes, the guest {size}")
     _Engine.stub = stub
     _Engine.capture = Capture(stub, memory, Stream(stream, control), Settings(exact == "1", int(linger), int(most)))
     _Engine.capture.begin()
+    return {"ram": str(size), "vcpus": str(stub.monitor("info cpus").count("CPU #"))}
 
 
 def _slice(seconds: str) -> dict[str, object]:
@@ -67,6 +71,16 @@ def _read(va: str, size: str) -> dict[str, object]:
     return {"contents": data.hex() if data is not None else ""}
 
 
+def _physical(gpa: str, size: str) -> dict[str, object]:
+    data = _Engine.stub.read(int(gpa, 16), int(size), True)
+    _Engine.stub.leave_virtual()
+    return {"contents": data.hex() if data is not None else ""}
+
+
+def _monitor(command: str) -> dict[str, object]:
+    return {"text": _Engine.stub.monitor(command)}
+
+
 def _counts() -> dict[str, object]:
     capture = _Engine.capture
     return {"same": str(capture.same_value), "missed": str(capture.missed), "foreign": str(capture.foreign)}
@@ -83,6 +97,8 @@ for _name, _function in (
     ("nostop", _nostop),
     ("register", _register),
     ("read", _read),
+    ("physical", _physical),
+    ("monitor", _monitor),
     ("counts", _counts),
     ("finish", _finish),
 ):

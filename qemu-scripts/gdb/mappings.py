@@ -175,6 +175,10 @@ class Mappings:
         elif count:
             self._armed[armed] = count - 1
 
+    def stops_at(self, va: int) -> bool:
+        """Whether a breakpoint is set at an address."""
+        return (BREAKPOINT, va, 1) in self._armed
+
     def disarm_all(self) -> None:
         """Leave nothing behind in the stub."""
         for armed in self._armed:
