@@ -101,13 +101,13 @@ class Capture:
     def begin(self) -> None:
         """The guest has been stopped, at its reset vector or anywhere: take its registers, find the code there is."""
         self._set_identity(True)
-        landings = (*_LANDINGS, *range(_ALIGNMENT, self._ram.size, _ALIGNMENT))[:_MOST_LANDINGS]
-        for address in landings:
-            self._mappings.stop_at(BREAKPOINT, address, 1)
-            self._landings.add(address)
         self._read_idt()
         self._resolve(self._stub.registers(), load=False)
-        self._scan_rom()
+        if not self._cr0 & CR0_PG:
+            self._landings.update((*_LANDINGS, *range(_ALIGNMENT, self._ram.size, _ALIGNMENT)[:_MOST_LANDINGS]))
+            for address in self._landings:
+                self._mappings.stop_at(BREAKPOINT, address, 1)
+            self._scan_rom()
         self._scan()
         self._stream.flush()
 
@@ -212,7 +212,7 @@ class Capture:
                 self._tables.store(table, changes)
                 found = True
         if va == _LOW[0]:
-            self._scan_range(*_LOW)
+            self._find_sites(_LOW[0], self._ram.read(_LOW[0], _LOW[1] - _LOW[0]))
         elif not found:
             self._stored_the_same(va)
         return None
@@ -491,9 +491,7 @@ class Capture:
     def _scan_rom(self) -> None:
         """What lies in ROM as the machine comes up, at its addresses; RAM may take its place later."""
         start, size = 0xC0000, HOLE[1] - 0xC0000
-        data = self._stub.read(start, size, True) or b""
-        for offset in sites.candidates(data):
-            self._want_site(start + offset)
+        self._find_sites(start, self._stub.read(start, size, True) or b"")
 
     def _scan_if_due(self, seconds: float) -> None:
         if time.monotonic() >= self._scanned_at + max(seconds, self._scan_seconds / _SCAN_SHARE):
@@ -502,13 +500,13 @@ class Capture:
     def _scan(self) -> None:
         """Look through memory for instructions that matter."""
         began = time.monotonic()
-        for start, end in list(self._ram.used()):
-            self._scan_range(start, end)
+        for start, data in self._ram.used():
+            self._find_sites(start, data)
         self._scanned_at = time.monotonic()
         self._scan_seconds = self._scanned_at - began
 
-    def _scan_range(self, start: int, end: int) -> None:
-        for offset in sites.candidates(self._ram.read(start, end - start)):
+    def _find_sites(self, start: int, data: bytes) -> None:
+        for offset in sites.candidates(data):
             self._want_site(start + offset)
 
     def _want_site(self, gpa: int) -> None:

@@ -36,7 +36,7 @@ class _Command(gdb.MICommand):
 def _begin(socket: str, stream: str, control: str, ram: str, exact: str, linger: str, most: str) -> dict[str, object]:
     stub = Stub(socket)
     size = int(re.search(r"base memory: (\d+)", stub.monitor("info memory_size_summary"))[1])
-    memory = FileRam(ram) if ram else StubRam(stub.read, size)
+    memory = FileRam(ram) if ram else StubRam(stub.read, stub.monitor, size)
     if memory.size != size:
         raise gdb.GdbError(f"the RAM file has {memory.size} bytes, the guest {size}")
     _Engine.stub = stub
