@@ -77,6 +77,12 @@ def qemu_version(program: str) -> str:
     return match[1] if match else "unknown"
 
 
+def takes_plugins(program: str) -> bool:
+    """Whether a QEMU was built with support for TCG plugins."""
+    done = subprocess.run([program, "-help"], capture_output=True, text=True, check=False)
+    return "-plugin " in done.stdout
+
+
 def _value_of(arguments: Sequence[str], option: str) -> str | None:
     """The last value of an option that takes one, with one dash or two."""
     found = None

@@ -93,11 +93,13 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
     """Record a guest. The trace is sealed whichever way it ends, Ctrl-C included; raises ``ShadowtraceError`` before it begins."""
     program = qemu.find_qemu(request.program)
     gdb.find_gdb()
-    object_path = plugin.build() if request.engine == "plugin" else None
+    object_path = _plugin(program) if request.engine == "plugin" else None
     arguments, described = _what(request)
     if request.deterministic:
         arguments += _DETERMINISTIC if request.engine == "plugin" else _DETERMINISTIC_UNDER_GDB
     qemu.check_arguments(arguments)
+    if request.engine != "plugin" and qemu.vcpus(arguments) > 1:
+        raise UsageError("gdb captures one vCPU", "use --engine plugin for several, or -smp 1")
     kernel = _kernel(arguments)
     known = symbols.load(kernel) if kernel is not None else None
     check_symbols(known, [*request.marks, *([request.until] if request.until else [])])
@@ -128,6 +130,16 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
             if writer.events == 0:
                 request.output.unlink(missing_ok=True)
             raise
+
+
+def _plugin(program: str) -> Path:
+    """The plugin for this QEMU; ``ShadowtraceError`` where it cannot be built, or that QEMU takes none."""
+    if not qemu.takes_plugins(program):
+        raise ShadowtraceError(f"{program} was built without support for plugins", "add --engine gdb: it needs none")
+    try:
+        return plugin.build()
+    except ShadowtraceError as error:
+        raise ShadowtraceError(str(error), f"{error.hint}; or add --engine gdb, which needs no plugin") from error
 
 
 def _touch(request: Request) -> str:

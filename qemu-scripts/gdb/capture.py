@@ -28,7 +28,7 @@ from stream import (
 from stub import Registers, Stop, Stub
 from tables import BASE32, BASE64, BIG, L2, L2_32, L4, L5, PRESENT, Table, Tables
 
-CR0_PG, CR0_TS, CR4_PSE, CR4_PAE, CR4_LA57, EFER_LMA = 1 << 31, 1 << 3, 1 << 4, 1 << 5, 1 << 12, 1 << 10
+CR0_PE, CR0_PG, CR0_TS, CR4_PSE, CR4_PAE, CR4_LA57, EFER_LMA = 1, 1 << 31, 1 << 3, 1 << 4, 1 << 5, 1 << 12, 1 << 10
 _PF_ERROR_BITS = 0x807F
 _SIGTRAP, _SIGINT = 5, 2
 
@@ -175,7 +175,7 @@ class Capture:
         if stop.watch is not None:
             return self._on_watch(stop.watch)
         if stop.signal == _SIGTRAP:
-            return self._on_breakpoint(self._stub.register(gdbstub.RIP))
+            return self._on_breakpoint(self._pc())
         if stop.signal != _SIGINT:
             return Ended("signal", 0, 0)
         ended = self._settle()
@@ -188,13 +188,18 @@ class Capture:
 
         It keeps that for the next stop of its own, and would take the next store for this one. A step is such a stop.
         """
-        pc = self._stub.register(gdbstub.RIP)
+        pc = self._pc()
         if self._mappings.stops_at(pc):
             return self._on_breakpoint(pc)
         stop = self._stub.step()
         return self._on_watch(stop.watch) if stop.watch is not None else None
 
     # -- stops -------------------------------------------------------------------------------------------------------
+
+    def _pc(self) -> int:
+        """Where the guest stands, by linear address: in real mode the instruction pointer is relative to the segment."""
+        pc = self._stub.register(gdbstub.RIP)
+        return pc if self._cr0 & CR0_PE else pc + (self._stub.register(gdbstub.CS) << 4)
 
     def _on_watch(self, va: int) -> Ended | None:
         own = [number for number, (kind, address, _) in self._own.items() if kind != BREAKPOINT and address == va]
@@ -251,14 +256,14 @@ class Capture:
     def _pass_over(self) -> Stop | None:
         """Execute the instruction that the guest stands at, and record what it did; a stop that it made, if any."""
         before = self._stub.registers()
-        pc = before[gdbstub.RIP]
+        pc = self._pc()
         instruction = sites.decode(self._code(pc), self._is_64_bit_code(before[gdbstub.CS]))
         if instruction.what in (What.CR3, What.MODE):
             self._resolve(before, load=False)
         stop = self._stub.step()
         if instruction.what is not What.PLAIN:
             after = self._stub.registers()
-            if after[gdbstub.RIP] == pc + instruction.size or instruction.what is What.MODE:
+            if after[gdbstub.RIP] == before[gdbstub.RIP] + instruction.size or instruction.what is What.MODE:
                 self._executed(instruction, before, after)
         return stop if stop.watch is not None or stop.signal != _SIGTRAP else None
 
