@@ -170,9 +170,9 @@ def test_net_sees_what_differs_between_stops(tmp_path: Path) -> None:
     with TraceReader(tmp_path / "net.db") as trace:
         assert trace.recording["engine"] == "gdb-net"
         writes = list(trace.events((Kind.WRITE,)))
+        loads = [hex(event.addr) for event in trace.events((Kind.CR3,))]
     assert writes
     assert {event.flags >> WRITE_SEEN_SHIFT for event in writes} == {Seen.NET}
-        loads = [hex(event.addr) for event in trace.events((Kind.CR3,))]
     # Two task switches come and go between two stops.
     assert loads == ["0x20000", "0x20000", "0x24000", "0x24000", "0x27000"]
 
