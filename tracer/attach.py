@@ -193,7 +193,8 @@ class _Attached(Recording):
     machine: Attached
 
     def _session(self) -> gdb.Session:
-        return self.machine.session
+        self.engine = self.machine.session
+        return self.engine
 
     def _mark(self, name: str) -> None:
         super()._mark("attached" if name == "reset" else name)

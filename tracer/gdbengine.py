@@ -17,7 +17,8 @@ class EngineSession(Session):
     """A gdb session in which the capture engine runs: the same calls, but the guest runs only inside ``wait``.
 
     ``stream``, ``control`` and ``ram`` are paths that gdb can open: where events go, the counters, guest RAM (empty where no file
-    is known: it is then read through the stub). ``lost`` is true once QEMU is gone. Raises ``ShadowtraceError`` where the engine
+    is known: it is then read through the stub). ``lost`` is true once QEMU is gone; ``missed`` counts the times that a control
+    register was found changed by an instruction that was not found. Raises ``ShadowtraceError`` where the engine
     does not start.
     """
 
@@ -33,6 +34,7 @@ class EngineSession(Session):
             raise ShadowtraceError(f"the capture engine does not start in gdb: {error}", "it needs gdb 12 or later with Python") from error
         self.ram_bytes, self.vcpus = int(begun["ram"]), int(begun["vcpus"])
         self.running = self.lost = False
+        self.missed = 0
 
     def resume(self) -> None:
         """Nothing: the guest runs in ``wait``."""
@@ -42,6 +44,7 @@ class EngineSession(Session):
         if self._stops:
             return self._stops.pop(0)
         done = self.command(f"-shadowtrace-slice {timeout}")
+        self.missed = int(done["missed"])
         reason, pc, number = str(done["reason"]), int(done["pc"], 16), int(done["number"])
         if reason in ("breakpoint", "watch"):
             return Stop(reason, pc, number)
@@ -81,10 +84,6 @@ class EngineSession(Session):
     def monitor(self, line: str) -> str:
         """What QEMU's human monitor answers."""
         return str(self.command(f"-shadowtrace-monitor {_quoted(line)}")["text"])
-
-    def counts(self) -> dict[str, int]:
-        """What the engine counted: stores of the same value, control registers found changed, foreign changes."""
-        return {name: int(value) for name, value in self.command("-shadowtrace-counts").items()}
 
     def finish(self) -> None:
         """Remove every breakpoint and watchpoint; the stream ends."""

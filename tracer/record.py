@@ -202,6 +202,7 @@ class Recording:
         self.ingest = Ingest(writer, machine.stream, machine.process.stdout)
         self.interrupt = _Interrupt()
         self.gdb_lost = ""
+        self.engine: gdbengine.EngineSession | None = None
         self.rebuilt = Rebuilt()
         self.checks_left = request.checks
         self.start = time.monotonic()
@@ -255,6 +256,8 @@ class Recording:
             except gdb.GdbGoneError as error:
                 if not self.machine.alive():
                     return self._qemu_ended()
+                if self.request.engine != "plugin":
+                    return "crash", f"gdb was lost, and the capture with it ({error})"
                 self.gdb_lost = f"; gdb was lost after {self.machine.control().events} events ({error}): no marks and names from there on"
         self._remove_breakpoints()
         return self._drive_without_gdb(progress)
@@ -264,9 +267,9 @@ class Recording:
             return gdb.Session(self.machine.gdb_socket)
         exact = self.request.engine == "gdb"
         stream, control, ram = self.machine.paths
-        session = gdbengine.EngineSession(self.machine.gdb_socket, stream, control, ram, exact, self.request.capture)
+        self.engine = gdbengine.EngineSession(self.machine.gdb_socket, stream, control, ram, exact, self.request.capture)
         self.machine.let_go()
-        return session
+        return self.engine
 
     def _remove_breakpoints(self) -> None:
         """A gdb that dies leaves its breakpoints in QEMU: have another one come, which clears them, and go."""
@@ -390,6 +393,8 @@ class Recording:
         recorded = sum(row["count"] for row in _losses(self.request.output))
         if missing > recorded:
             self._lose(missing - recorded, "QEMU ended before it had written them")
+        if self.engine is not None and self.engine.missed:
+            self._lose(self.engine.missed, "control registers found changed by instructions that were not found in time")
         if control.tables_refused:
             self._lose(control.tables_refused, "tables beyond the limit of tables tracked at once (each stands for all its stores)")
         self.writer.describe(plugin_api=control.api)

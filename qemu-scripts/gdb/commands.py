@@ -47,7 +47,7 @@ def _begin(socket: str, stream: str, control: str, ram: str, exact: str, linger:
 
 def _slice(seconds: str) -> dict[str, object]:
     reason, pc, number = _Engine.capture.run(float(seconds))
-    return {"reason": reason, "pc": f"{pc:#x}", "number": str(number)}
+    return {"reason": reason, "pc": f"{pc:#x}", "number": str(number), "missed": str(_Engine.capture.missed)}
 
 
 def _stop(kind: str, va: str, size: str) -> dict[str, object]:
@@ -81,11 +81,6 @@ def _monitor(command: str) -> dict[str, object]:
     return {"text": _Engine.stub.monitor(command)}
 
 
-def _counts() -> dict[str, object]:
-    capture = _Engine.capture
-    return {"same": str(capture.same_value), "missed": str(capture.missed), "foreign": str(capture.foreign)}
-
-
 def _finish() -> None:
     _Engine.capture.finish()
 
@@ -99,7 +94,6 @@ for _name, _function in (
     ("read", _read),
     ("physical", _physical),
     ("monitor", _monitor),
-    ("counts", _counts),
     ("finish", _finish),
 ):
     _Command(_name, _function)

@@ -16,8 +16,6 @@ _CANDIDATE = re.compile(
 )
 #: wrmsr, where EFER's number was loaded into ecx shortly before.
 _WRITES_EFER = re.compile(rb"\xb9\x80\x00\x00\xc0.{0,64}?\x0f\x30", re.DOTALL)
-#: An indirect call through a word at a fixed address, absolute or relative to the instruction's end.
-_CALL = re.compile(rb"\xff(?:\x14\x25|\x15)(.{4})", re.DOTALL)
 
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
 
@@ -61,18 +59,6 @@ def candidates(data: bytes) -> list[int]:
             # A REX prefix, or the end of the instruction before: who stops only where instructions begin may try both.
             found.append(match.start() - 1)
     return found + [match.end() - 2 for match in _WRITES_EFER.finditer(data)]
-
-
-def calls(data: bytes) -> list[tuple[int, int, bool]]:
-    """Indirect calls through a fixed word: (offset, the four bytes as a signed number, whether they are relative in 64-bit code)."""
-    return [
-        (match.start(), int.from_bytes(match[1], "little", signed=True), data[match.start() + 1] == 0x15) for match in _CALL.finditer(data)
-    ]
-
-
-def loads_cr3(data: bytes, offset: int) -> bool:
-    """Whether the candidate at an offset is a load of cr3."""
-    return data[offset : offset + 2] == b"\x0f\x22" and data[offset + 2] >> 3 & 7 == 3
 
 
 def decode(code: bytes, long_mode: bool) -> Instruction:
