@@ -231,6 +231,8 @@ class Capture:
             self._resolve(after, load=instruction.what is What.CR3)
             if not self._vcpu.paging:
                 self._hunt.look_if_due(0.0)
+            elif instruction.what is What.CR3:
+                self._hunt.loaded()
         elif instruction.what is What.INVLPG and self._exact and instruction.operand is not None:
             self._stream.event(INVLPG, 0, self._address(instruction, before), 0)
         elif instruction.what is What.LIDT:

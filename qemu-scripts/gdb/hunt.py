@@ -8,6 +8,7 @@ kernel that moves itself is aligned, and after stores to the end of low memory, 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import sites
 from mappings import BREAKPOINT, WRITES, Mappings, Spot
@@ -22,6 +23,8 @@ _ROM = 0xC0000
 
 #: Looking through memory may take this share of the time.
 _SHARE = 0.1
+_FIRST_LOADS = 6
+_LOW_HALF = 0xFFFF_FFFF
 
 
 class Hunt:
@@ -32,6 +35,9 @@ class Hunt:
         self._sites: set[int] = set()
         self._landings: set[int] = set()
         self._low_watched = False
+        self._functions: set[int] = set()
+        self._followed: set[int] = set()
+        self._eager = 0
         self._looked_at = self._took = 0.0
 
     def begin(self) -> None:
@@ -62,6 +68,7 @@ class Hunt:
         for address in self._landings if kernel else {pc}:
             self._mappings.no_stop_at(BREAKPOINT, address, 1)
         self._landings = set() if kernel else self._landings - {pc}
+        self._eager = _FIRST_LOADS if kernel else 0
         if self._low_watched and kernel:
             self._low_watched = False
             self._mappings.no_stop_at(WRITES, _LOW[0], _LOW[1] - _LOW[0])
@@ -72,11 +79,18 @@ class Hunt:
         if time.monotonic() >= self._looked_at + max(seconds, self._took / _SHARE):
             self.look()
 
+    def loaded(self) -> None:
+        """After a load of cr3: the first of a new kernel are those by which it comes to its own addresses."""
+        if self._eager:
+            self._eager -= 1
+            self.look()
+
     def look(self) -> None:
         """Look through all memory that is in use."""
         began = time.monotonic()
         for start, data in self._ram.used():
             self._take(start, data)
+        self._follow_pointers()
         self._looked_at = time.monotonic()
         self._took = self._looked_at - began
 
@@ -86,3 +100,36 @@ class Hunt:
             if gpa not in self._sites:
                 self._sites.add(gpa)
                 self._mappings.want(gpa >> 12, Spot(BREAKPOINT, gpa % PAGE, 1))
+                function = sites.function_that_loads_cr3(data, offset, start)
+                if function is not None:
+                    self._functions.add(function)
+
+    def _follow_pointers(self) -> None:
+        """Calls through a pointer to a function that does nothing but load cr3: Linux replaces them by the load itself, and uses that
+        at once, before anybody can look. So these calls are sites already.
+        """
+        pointers = {va + gpa % PAGE for gpa in self._functions for va in self._mappings.addresses(gpa >> 12)} - self._followed
+        self._followed |= pointers
+        if not pointers:
+            return
+        slots: set[int] = set()
+        for start, data in self._ram.used():
+            for pointer in pointers:
+                for offset in _places(data, pointer.to_bytes(8 if pointer >> 32 else 4, "little")):
+                    gpa = start + offset
+                    slots |= {(va + gpa % PAGE) & _LOW_HALF for va in self._mappings.addresses(gpa >> 12)}
+        for start, data in self._ram.used() if slots else ():
+            for offset, number, short in sites.calls(data):
+                gpa = start + offset
+                places = {number & _LOW_HALF}
+                if short:
+                    places |= {(va + gpa % PAGE + sites.SHORT_CALL + number) & _LOW_HALF for va in self._mappings.addresses(gpa >> 12)}
+                if places & slots:
+                    self._mappings.want(gpa >> 12, Spot(BREAKPOINT, gpa % PAGE, 1))
+
+
+def _places(data: bytes, wanted: bytes) -> Iterator[int]:
+    at = data.find(wanted)
+    while at >= 0:
+        yield at
+        at = data.find(wanted, at + 1)

@@ -17,6 +17,12 @@ _CANDIDATE = re.compile(
 #: wrmsr, where EFER's number was loaded into ecx shortly before.
 _WRITES_EFER = re.compile(rb"\xb9\x80\x00\x00\xc0.{0,64}?\x0f\x30", re.DOTALL)
 
+#: An indirect call through a word: at a fixed address, or (the short form, in 64-bit code) relative to the instruction's end.
+_CALL = re.compile(rb"\xff(?:\x14\x25|\x15)(.{4})", re.DOTALL)
+SHORT_CALL = 6
+_ENDBR = (b"\xf3\x0f\x1e\xfa", b"\xf3\x0f\x1e\xfb")
+_RETURN_BYTES = (b"\xc3", b"\xe9")
+
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
 
 
@@ -59,6 +65,24 @@ def candidates(data: bytes) -> list[int]:
             # A REX prefix, or the end of the instruction before: who stops only where instructions begin may try both.
             found.append(match.start() - 1)
     return found + [match.end() - 2 for match in _WRITES_EFER.finditer(data)]
+
+
+def calls(data: bytes) -> list[tuple[int, int, bool]]:
+    """Indirect calls through a word: (offset, the four bytes that say where, as a signed number, whether it is the short form)."""
+    return [
+        (match.start(), int.from_bytes(match[1], "little", signed=True), data[match.start() + 1] == 0x15) for match in _CALL.finditer(data)
+    ]
+
+
+def function_that_loads_cr3(data: bytes, offset: int, start: int) -> int | None:
+    """The address of a function that consists of the load of cr3 at an offset and its return; ``None`` where it is none.
+
+    ``start`` is where the data begins; functions begin at multiples of 16, perhaps with the mark of indirect branches' targets.
+    """
+    if data[offset : offset + 2] != b"\x0f\x22" or data[offset + 2] >> 3 & 7 != 3 or data[offset + 3 : offset + 4] not in _RETURN_BYTES:
+        return None
+    first = offset - 4 if data[offset - 4 : offset] in _ENDBR else offset
+    return start + first if (start + first) % 16 == 0 else None
 
 
 def decode(code: bytes, long_mode: bool) -> Instruction:
