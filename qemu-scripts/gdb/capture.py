@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import NamedTuple
 
@@ -170,9 +171,14 @@ class Capture:
     # -- stops -------------------------------------------------------------------------------------------------------
 
     def _pc(self) -> int:
-        """Where the guest stands, by linear address: in real mode the instruction pointer is relative to the segment."""
-        pc = self._stub.register(gdbstub.RIP)
-        return pc + (self._stub.register(gdbstub.CS) << 4) if self._vcpu.real_mode else pc
+        """Where the guest stands, by linear address: the instruction pointer is relative to the segment, which 16-bit code uses."""
+        pc, vcpu = self._stub.register(gdbstub.RIP), self._vcpu
+        if vcpu.real_mode:
+            return pc + (self._stub.register(gdbstub.CS) << 4)
+        if vcpu.long_mode or self._mappings.stops_at(pc):
+            return pc
+        base = re.search(r"^CS =[0-9a-f]+ ([0-9a-f]+)", self._stub.monitor("info registers"), re.MULTILINE)
+        return (pc + int(base[1], 16)) & 0xFFFF_FFFF if base else pc
 
     def _on_watch(self, va: int) -> Ended | None:
         own = [number for number, (kind, address, _) in self._own.items() if kind != BREAKPOINT and address == va]
