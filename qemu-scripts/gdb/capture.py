@@ -172,11 +172,12 @@ class Capture:
 
     def _pc(self) -> int:
         """Where the guest stands, by linear address: the instruction pointer is relative to the segment, which 16-bit code uses."""
-        pc, vcpu = self._stub.register(gdbstub.RIP), self._vcpu
-        if vcpu.real_mode:
-            return pc + (self._stub.register(gdbstub.CS) << 4)
-        if vcpu.long_mode or self._mappings.stops_at(pc):
+        pc, stops_at = self._stub.register(gdbstub.RIP), self._mappings.stops_at
+        if self._vcpu.long_mode or stops_at(pc):
             return pc
+        real = pc + (self._stub.register(gdbstub.CS) << 4)
+        if stops_at(real):
+            return real
         base = re.search(r"^CS =[0-9a-f]+ ([0-9a-f]+)", self._stub.monitor("info registers"), re.MULTILINE)
         return (pc + int(base[1], 16)) & 0xFFFF_FFFF if base else pc
 
@@ -236,7 +237,7 @@ class Capture:
         if instruction.what in (What.CR3, What.MODE):
             self._resolve(after, load=instruction.what is What.CR3)
             if not self._vcpu.paging:
-                self._hunt.look_if_due(0.0)
+                self._hunt.look_early()
             elif instruction.what is What.CR3:
                 self._hunt.loaded()
         elif instruction.what is What.INVLPG and self._exact and instruction.operand is not None:

@@ -79,6 +79,11 @@ class Hunt:
         if time.monotonic() >= self._looked_at + max(seconds, self._took / _SHARE):
             self.look()
 
+    def look_early(self) -> None:
+        """While paging is off code comes by the piece, and what runs next may be new: half of the time may go into looking."""
+        if time.monotonic() >= self._looked_at + self._took:
+            self.look()
+
     def loaded(self) -> None:
         """After a load of cr3: the first of a new kernel are those by which it comes to its own addresses."""
         if self._eager:

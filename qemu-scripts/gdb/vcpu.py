@@ -9,7 +9,7 @@ from stream import CR3, EFER, PDPTES, REGS, Stream
 from stub import Registers
 from tables import BASE32, BASE64, BIG, L2, L2_32, L4, L5, PRESENT, Table, Tables
 
-CR0_PE, CR0_PG, CR0_TS = 1, 1 << 31, 1 << 3
+CR0_PG, CR0_TS = 1 << 31, 1 << 3
 CR4_PSE, CR4_PAE, CR4_LA57 = 1 << 4, 1 << 5, 1 << 12
 EFER_LMA = 1 << 10
 
@@ -40,11 +40,6 @@ class Vcpu:
     def long_mode(self) -> bool:
         """Whether it is in long mode, compatibility code included."""
         return bool(self._efer & EFER_LMA)
-
-    @property
-    def real_mode(self) -> bool:
-        """Whether addresses of code are relative to a segment."""
-        return not self.cr0 & CR0_PE
 
     def resolve(self, now: Registers, load: bool) -> bool:
         """Record what the registers say, if it is new; ``load``: an instruction loaded cr3, perhaps with the same value.

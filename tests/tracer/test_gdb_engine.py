@@ -193,7 +193,14 @@ def test_a_running_qemu_is_attached_to_and_left_running(with_file: bool, tmp_pat
     memory = ["-object", f"memory-backend-file,id=ram,size=128M,share=on,mem-path={ram}", "-machine", "memory-backend=ram"]
     command = [
         *(qemu.find_qemu(None), "-nodefaults", "-display", "none", "-M", "pc", "-m", "128M", "-nic", "none", "-no-reboot"),
-        *("-kernel", str(images.paths["kernel"]), "-initrd", str(images.paths["initramfs"]), "-append", "console=ttyS0 panic=-1"),
+        *(
+            "-kernel",
+            str(images.paths["kernel"]),
+            "-initrd",
+            str(images.paths["initramfs"]),
+            "-append",
+            "console=ttyS0 panic=-1 noreplace-smp",
+        ),
         *("-serial", f"file:{console}", "-chardev", f"socket,path={socket},server=on,wait=off,id=gdb", "-gdb", "chardev:gdb"),
         *(memory if with_file else ()),
     ]
