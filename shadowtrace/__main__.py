@@ -23,7 +23,7 @@ VERBS = {
     "script": "Print events as text, one a line.",
     "timeline": "Draw the address spaces over time.",
     "annotate": "Say which guest code writes page tables.",
-    "diff": "Compare two runs: traces, models or parameters.",
+    "diff": "Compare two runs, or two captures of the same guest run.",
     "sql": "Ask a trace in SQL, or open a shell.",
     "ls": "List the traces in a folder.",
     "verify": "Check a trace's invariants.",

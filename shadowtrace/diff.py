@@ -9,9 +9,12 @@ from typing import Any
 import click
 
 from analyzer.comparison import broken, compare, limit
+from analyzer.reports import captures as captures_report
 from analyzer.reports import comparison as report
 from analyzer.sides import Side, from_json, from_trace, is_trace
+from db import captures
 from db.errors import EXIT_LIMIT, UsageError
+from db.trace import TraceReader
 from shadowtrace import __version__
 from shadowtrace.options import chosen, paired_model_options
 from shadowtrace.progress import replay_line
@@ -31,10 +34,24 @@ from shadowtrace.progress import replay_line
     metavar="NAME OP [+-]N[%]",
     help="Exit code 3 where this holds, such as 'misses>+5%'; may be given again.",
 )
+@click.option("--capture", is_flag=True, help="Compare what was captured instead: cr3 loads, stores to tables, page faults, in order.")
+@click.option(
+    "--log", metavar="QEMU_LOG", type=click.Path(path_type=Path), help="With --capture: hold each against QEMU's log (-d mmu,int)."
+)
+@click.option("--common", is_flag=True, help="With --capture: up to the end of the shorter one only.")
 def command(
-    left: Path, right: Path | None, form: str, most: int, everything: bool, limits: tuple[str, ...], **options: tuple[Any, ...]
+    left: Path,
+    right: Path | None,
+    form: str,
+    most: int,
+    everything: bool,
+    limits: tuple[str, ...],
+    capture: bool,
+    log: Path | None,
+    common: bool,
+    **options: tuple[Any, ...],
 ) -> int:
-    """Compare two runs, fact by fact, what matters most first.
+    """Compare two runs, fact by fact, what matters most first; with --capture two captures, event by event.
 
     LEFT and RIGHT are traces, or what `replay --format json` wrote; - reads that from standard input. A model option given
     once is for both, given twice for left and right; with LEFT alone, the same trace is replayed both ways.
@@ -46,7 +63,13 @@ def command(
     Example:
       shadowtrace diff boot.db --model kvm-2.6.20 --model kvm-2.6.24
       shadowtrace diff boot.db --pages 256 --pages 64 --fail-on 'misses>+500%' --format markdown
+      shadowtrace diff --capture plugin.db gdb.db
+      shadowtrace diff --capture boot.db --log qemu.log
     """
+    if capture:
+        return _captures([left] if right is None else [left, right], log, common)
+    if log is not None or common:
+        raise UsageError("--log and --common are for captures", "add --capture")
     wanted = [limit(text) for text in limits]
     pairs = {name: _pair(name, values) for name, values in options.items()}
     if right is None and not any(ours != theirs for ours, theirs in pairs.values()):
@@ -80,3 +103,23 @@ def _side(path: Path, options: dict[str, Any]) -> Side:
     if str(path) == "-" or (path.is_file() and not is_trace(path)):
         return from_json(path)
     return from_trace(path, options["model"], chosen(**options), __version__, replay_line)
+
+
+def _captures(files: list[Path], log: Path | None, common: bool) -> int:
+    """Exit code 3 where captures differ."""
+    if len(files) == 1 and log is None:
+        raise UsageError("two traces are compared, or one or two with QEMU's log", "shadowtrace diff --capture A.db B.db [--log QEMU_LOG]")
+    sides = []
+    for file in files:
+        with TraceReader(file) as trace:
+            sides.append(captures.captured(trace))
+    pairs = [(sides[0], sides[1])] if len(sides) == 2 else []
+    if log is not None:
+        told = captures.logged(log)
+        pairs += [(side, told) for side in sides]
+    different = False
+    for ours, theirs in pairs:
+        lists = captures.compare(ours, theirs, common)
+        click.echo(captures_report.text(ours, theirs, lists))
+        different |= any(compared.difference is not None for compared in lists)
+    return EXIT_LIMIT if different else 0

@@ -13,6 +13,7 @@ from shadowtrace import __version__
 from shadowtrace.options import force_option, output_option
 from shadowtrace.progress import recording_line
 from tracer import guest as guests
+from tracer.attach import Attachment, attach
 from tracer.qemu import Capture
 from tracer.record import Request, record
 
@@ -44,6 +45,21 @@ from tracer.record import Request, record
     help="Whether a store to a table drops the touches that went through it.",
 )
 @click.option("--events", type=click.IntRange(1), metavar="N", help="Stop after N events.")
+@click.option(
+    "--engine",
+    type=click.Choice(["plugin", "gdb"]),
+    default="plugin",
+    show_default=True,
+    help="What captures: QEMU's plugin; or gdb alone, for a QEMU without plugins: slower, page tables and faults only.",
+)
+@click.option(
+    "--attach",
+    "socket",
+    metavar="SOCKET",
+    help="Record a QEMU that runs already, from now on, by its gdb stub's unix socket (engine gdb); it runs on at the end.",
+)
+@click.option("--ram-file", type=click.Path(path_type=Path), metavar="FILE", help="With --attach: the file that guest RAM lies in; faster.")
+@click.option("--net", is_flag=True, help="With --engine gdb: no watchpoints, only what changed between two stops.")
 @click.option("--deterministic", is_flag=True, help="Run on instruction counts and a fixed clock: twice the same.")
 @click.option("--linger", default=64, show_default=True, type=click.IntRange(1, 1024), help="Stores a retired table is watched for.")
 @click.option("--max-tables", default=1 << 18, show_default=True, type=click.IntRange(1), help="Tables tracked at once at the most.")
@@ -71,6 +87,10 @@ def command(
     touch_entries: int,
     drop_at_stores: bool,
     events: int | None,
+    engine: str,
+    socket: str | None,
+    ram_file: Path | None,
+    net: bool,
     deterministic: bool,
     linger: int,
     max_tables: int,
@@ -88,10 +108,19 @@ def command(
     Example:
       shadowtrace record cloud-amd64 -o boot.db
       shadowtrace record -o mine.db --for 60 -- -m 256M -cdrom my.iso
+      shadowtrace record -o live.db --for 10 --attach /tmp/gdb.socket
     """
     if touch_entries & touch_entries - 1 or not 1 <= touch_entries <= 65536:
         raise UsageError(f"--touch-entries {touch_entries} is no power of two up to 65536", "for example --touch-entries 1024")
-    named, arguments = _what(guest, qemu_args)
+    if net and engine != "gdb" and socket is None:
+        raise UsageError("--net is a way of capturing by gdb", "add --engine gdb")
+    if ram_file is not None and socket is None:
+        raise UsageError("--ram-file belongs to --attach", "add --attach SOCKET")
+    if socket is not None and (guest is not None or qemu_args or until or marks or deterministic):
+        raise UsageError(
+            "--attach takes no guest, QEMU arguments or symbols: that QEMU runs already", "end it with --for, --events or Ctrl-C"
+        )
+    named, arguments = _what(guest, qemu_args) if socket is None else (None, ())
     recipe = guests.load(named) if named is not None else None
     request = Request(
         output=output,
@@ -108,13 +137,14 @@ def command(
         events=events,
         deterministic=deterministic,
         sync=sync,
+        engine="gdb-net" if net else "gdb" if socket is not None else engine,
         version=__version__,
     )
     if seconds is not None and not math.isfinite(seconds):
         raise UsageError(f"--for {seconds} is no number of seconds", "for example --for 60")
     click.echo(f"recording into {output}; Ctrl-C ends it and seals the file", err=True)
     with recording_line() as progress:
-        outcome = record(request, progress)
+        outcome = record(request, progress) if socket is None else attach(Attachment(Path(socket), ram_file), request, progress)
     shown = (outcome.ended, outcome.detail, outcome.events, outcome.lost, outcome.verdict, named or "", outcome.not_shown)
     click.echo(recorded.text(str(output), *shown))
     if outcome.ended == "interrupted":

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 from db.rebuild import Cpu, Rebuilt, Verdict, compare
-from tracer.qemu import Machine
-from x86.paging import NX, PAGE_BYTES, leaves
+from x86.paging import NX, leaves
 from x86.registers import Mode
 
-#: Video memory and the BIOS: what the processor reads there is not what the RAM file holds, so no table there is followed.
-_LEGACY_HOLE = range(0xA0000, 0x100000)
+
+class Stopped(Protocol):
+    """A machine that stands still."""
+
+    def alive(self) -> bool:
+        """Whether QEMU runs."""
+
+    def monitor(self, line: str) -> str:
+        """The answer of its human monitor."""
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        """A QMP command's answer; ``None`` where there is none: then translations are not compared."""
+
+    def frame(self, gfn: int) -> bytes | None:
+        """A frame of its RAM."""
 
 
 def compare_leaves(rebuilt: Rebuilt, number: int, info_tlb: str, verdict: Verdict) -> None:
@@ -35,21 +48,13 @@ def registers(info_registers: str) -> Iterator[tuple[int, Cpu]]:
             yield int(number[0]), Cpu(values["cr0"], values["cr3"], values["cr4"], values.get("efer", 0))
 
 
-def check_machine(rebuilt: Rebuilt, machine: Machine) -> Verdict:
+def check_machine(rebuilt: Rebuilt, machine: Stopped) -> Verdict:
     """Compare rebuilt tables with a machine that stands still, or whose QEMU has ended: then with the RAM it left."""
-    ram = memoryview(machine.ram)
-
-    def real(gfn: int) -> bytes | None:
-        start = gfn * PAGE_BYTES
-        return bytes(ram[start : start + PAGE_BYTES]) if start < machine.ram_bytes and start not in _LEGACY_HOLE else None
-
-    try:
-        cpus = dict(registers(machine.monitor("info registers -a"))) if machine.alive() else {}
-        verdict = compare(rebuilt, real, cpus or rebuilt.cpus)
-        for number, cpu in cpus.items():
-            if cpu.mode is not Mode.NONE:
-                text = machine.command("human-monitor-command", **{"command-line": "info tlb", "cpu-index": number})
+    cpus = dict(registers(machine.monitor("info registers -a"))) if machine.alive() else {}
+    verdict = compare(rebuilt, machine.frame, cpus or rebuilt.cpus)
+    for number, cpu in cpus.items():
+        if cpu.mode is not Mode.NONE:
+            text = machine.command("human-monitor-command", **{"command-line": "info tlb", "cpu-index": number})
+            if text is not None:
                 compare_leaves(rebuilt, number, text if isinstance(text, str) else "", verdict)
-    finally:
-        ram.release()
     return verdict

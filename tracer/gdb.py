@@ -190,6 +190,11 @@ class Session:
             self._records(left)
         return self._stops.pop(0)
 
+    def console(self, text: str) -> None:
+        """Have a command of gdb's own language executed; ``ShadowtraceError`` where it fails."""
+        quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+        self.command(f'-interpreter-exec console "{quoted}"')
+
     # -- the guest -------------------------------------------------------------------------------------------------
 
     def resume(self) -> None:

@@ -29,11 +29,14 @@ from db.private import private_folder
 from tracer import plugin
 
 _PR_SET_PDEATHSIG = 1
-_F_SETPIPE_SZ = 1031
-_PIPE_BYTES = 1 << 20
+PIPE_SIZE_COMMAND = 1031
+PIPE_BYTES = 1 << 20
 
 #: Guests above this have part of their RAM elsewhere in the RAM file than in physical memory.
 MAX_RAM_BYTES = 2 << 30
+
+#: Video memory and the BIOS: what the processor reads there is not what the RAM file holds, so no table there is followed.
+_LEGACY_HOLE = range(0xA0000, 0x100000)
 
 #: What a user's arguments must not say, and why.
 _OURS = {
@@ -76,6 +79,12 @@ def qemu_version(program: str) -> str:
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     match = re.search(r"version (\S+)", done.stdout)
     return match[1] if match else "unknown"
+
+
+def takes_plugins(program: str) -> bool:
+    """Whether a QEMU was built with support for TCG plugins."""
+    done = subprocess.run([program, "-help"], capture_output=True, text=True, check=False)
+    return "-plugin " in done.stdout
 
 
 def _value_of(arguments: Sequence[str], option: str) -> str | None:
@@ -149,10 +158,11 @@ class Capture:
 class Machine:
     """A QEMU that has been started stopped, before its first instruction; a context manager that leaves none behind.
 
-    ``folder`` is private (0700) and holds the sockets; ``ram`` is the guest's RAM, ``stream`` the plugin's pipe.
+    ``folder`` is private (0700) and holds the sockets; ``ram`` is the guest's RAM, ``stream`` the plugin's pipe. Without a plugin
+    another program captures: ``paths`` are where it finds the stream's other end, the control page and the RAM, until ``let_go``.
     """
 
-    def __init__(self, program: str, arguments: Sequence[str], capture: Capture, object_path: Path) -> None:
+    def __init__(self, program: str, arguments: Sequence[str], capture: Capture, object_path: Path | None) -> None:
         check_arguments(arguments)
         self.program = program
         self._arguments = list(arguments)
@@ -165,7 +175,7 @@ class Machine:
             self._stack.close()
             raise
 
-    def _start(self, arguments: list[str], capture: Capture, object_path: Path) -> None:
+    def _start(self, arguments: list[str], capture: Capture, object_path: Path | None) -> None:
         stack = self._stack
         self.folder = stack.enter_context(private_folder())
         ram_fd = self._memfd("shadowtrace-ram", self.ram_bytes)
@@ -173,23 +183,26 @@ class Machine:
         self.ram = stack.enter_context(mmap.mmap(ram_fd, self.ram_bytes, prot=mmap.PROT_READ))
         self._control = stack.enter_context(mmap.mmap(control_fd, plugin.CONTROL_BYTES))
         stream, stream_end = os.pipe()
-        fcntl.fcntl(stream, _F_SETPIPE_SZ, _PIPE_BYTES)
+        fcntl.fcntl(stream, PIPE_SIZE_COMMAND, PIPE_BYTES)
         self.stream = stack.enter_context(os.fdopen(stream, "rb", buffering=0))
         self.gdb_socket = self.folder / "gdb"
         qmp_socket = self.folder / "qmp"
-        plugin_arguments = plugin.arguments(
-            object_path,
-            stream=stream_end,
-            control=control_fd,
-            ram=ram_fd,
-            ram_bytes=self.ram_bytes,
-            touch=capture.touch_entries,
-            linger=capture.linger,
-            max_tables=capture.max_tables,
-            user_stores=int(capture.user_stores),
-            drop_at_stores=int(capture.drop_at_stores),
-            drop=int(capture.drop_when_behind),
-        )
+        capturing: tuple[str, ...] = ()
+        if object_path is not None:
+            plugin_arguments = plugin.arguments(
+                object_path,
+                stream=stream_end,
+                control=control_fd,
+                ram=ram_fd,
+                ram_bytes=self.ram_bytes,
+                touch=capture.touch_entries,
+                linger=capture.linger,
+                max_tables=capture.max_tables,
+                user_stores=int(capture.user_stores),
+                drop_at_stores=int(capture.drop_at_stores),
+                drop=int(capture.drop_when_behind),
+            )
+            capturing = ("-plugin", plugin_arguments)
         if _value_of(arguments, "-accel") is None:
             arguments += ["-accel", "tcg,thread=multi" if self.vcpus > 1 else "tcg"]
         self.argv = [
@@ -198,7 +211,7 @@ class Machine:
             *("-object", f"memory-backend-file,id=shadowtrace-ram,size={self.ram_bytes},share=on,mem-path=/proc/self/fd/{ram_fd}"),
             *arguments,
             *("-machine", "memory-backend=shadowtrace-ram"),
-            *("-plugin", plugin_arguments),
+            *capturing,
             *("-chardev", f"socket,path={self.gdb_socket},server=on,wait=off,id=shadowtrace-gdb", "-gdb", "chardev:shadowtrace-gdb"),
             *(
                 "-chardev",
@@ -222,12 +235,16 @@ class Machine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
-            pass_fds=(ram_fd, control_fd, stream_end),
+            pass_fds=(ram_fd, control_fd, stream_end) if object_path is not None else (ram_fd,),
             start_new_session=True,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads run yet
         )
         stack.callback(self._kill)
-        os.close(stream_end)
+        self._stream_end: int | None = stream_end
+        self.paths = tuple(f"/proc/{os.getpid()}/fd/{fd}" for fd in (stream_end, control_fd, ram_fd))
+        stack.callback(self.let_go)
+        if object_path is not None:
+            self.let_go()
         self.console = self.process.stdout
         self.qmp = self._connect(qmp_socket)
 
@@ -268,11 +285,22 @@ class Machine:
         if self.process.stdout:
             self.process.stdout.close()
 
+    def let_go(self) -> None:
+        """Close our own hold of the stream's other end: it ends when whoever captures closes it."""
+        if self._stream_end is not None:
+            os.close(self._stream_end)
+            self._stream_end = None
+
     # -- while it runs ---------------------------------------------------------------------------------------------
 
     def control(self) -> plugin.ControlPage:
         """What the plugin has done so far."""
         return plugin.read_control(self._control)
+
+    def frame(self, gfn: int) -> bytes | None:
+        """A frame of guest RAM; ``None`` past its end, and where the processor reads something else than the RAM file holds."""
+        start = gfn * mmap.PAGESIZE
+        return self.ram[start : start + mmap.PAGESIZE] if start < self.ram_bytes and start not in _LEGACY_HOLE else None
 
     def record_every_access(self) -> None:
         """Have the plugin record each access from now on, not first touches alone."""

@@ -21,7 +21,7 @@ from db.errors import ShadowtraceError, UsageError
 from db.event import pack_words, signed
 from db.rebuild import Rebuilt, Verdict, rebuild
 from db.trace import TraceReader, TraceWriter
-from tracer import gdb, plugin, qemu, symbols
+from tracer import gdb, gdbengine, plugin, qemu, symbols
 from tracer.check import check_machine
 from tracer.driver import FIRST_PROCESS, Driver, check_symbols
 from tracer.expect import not_shown
@@ -32,7 +32,12 @@ from tracer.qemu import Capture, Machine
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 120.0
 _DETERMINISTIC = ["-icount", "shift=3,sleep=off", "-rtc", "base=2020-01-01,clock=vm", "-seed", "1"]
+#: Under a debugger `sleep=off` makes virtual time run away: each stop looks like idleness, which is skipped.
+_DETERMINISTIC_UNDER_GDB = ["-icount", "shift=3", *_DETERMINISTIC[2:]]
 _STOP_SECONDS = 10.0
+
+#: With the gdb engine the guest runs in slices of so long.
+_SLICE_SECONDS = 1.0
 
 #: Checks are spread over so many seconds where nobody says how long the guest takes.
 _USUAL_SECONDS = 10
@@ -61,6 +66,8 @@ class Request:
     """Run on instruction counts, a fixed clock and a fixed seed: twice the same but for the very end."""
     sync: str = "normal"
     """``full``: every batch is on the disk when it is committed, power cuts included."""
+    engine: str = "plugin"
+    """What captures: `plugin`, `gdb`, or `gdb-net`, which sees only what changed between stops."""
     version: str = ""
 
 
@@ -92,11 +99,13 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
     """Record a guest. The trace is sealed whichever way it ends, Ctrl-C included; raises ``ShadowtraceError`` before it begins."""
     program = qemu.find_qemu(request.program)
     gdb.find_gdb()
-    object_path = plugin.build()
+    object_path = _plugin(program) if request.engine == "plugin" else None
     arguments, described = _what(request)
     if request.deterministic:
-        arguments += _DETERMINISTIC
+        arguments += _DETERMINISTIC if request.engine == "plugin" else _DETERMINISTIC_UNDER_GDB
     qemu.check_arguments(arguments)
+    if request.engine != "plugin" and qemu.vcpus(arguments) > 1:
+        raise UsageError("gdb captures one vCPU", "use --engine plugin for several, or -smp 1")
     kernel = _kernel(arguments)
     known = symbols.load(kernel) if kernel is not None else None
     check_symbols(known, [*request.marks, *([request.until] if request.until else [])])
@@ -106,11 +115,11 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
         "kernel_sha256": symbols.sha256(kernel) if kernel is not None else None,
         "qemu_version": qemu.qemu_version(program),
         "gdb_version": gdb.gdb_version(gdb.find_gdb()),
-        "engine": "plugin",
+        "engine": request.engine,
         "cpu_model": qemu.cpu_model(arguments),
         "ram_bytes": qemu.ram_bytes(arguments),
         "vcpus": qemu.vcpus(arguments),
-        "touch": "none" if not request.capture.touch_entries else "every" if request.every_access else "first",
+        "touch": _touch(request),
         "touch_entries": request.capture.touch_entries,
         "drop_at_stores": int(request.capture.drop_at_stores),
         "linger": request.capture.linger,
@@ -122,7 +131,7 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
         try:
             with Machine(program, arguments, request.capture, object_path) as machine:
                 writer.describe(qemu_argv=json.dumps(machine.argv), plugin_api=machine.control().api)
-                outcome = _Recording(request, writer, machine, known).run(progress)
+                outcome = Recording(request, writer, machine, known).run(progress)
         except ShadowtraceError:
             if writer.events == 0:
                 request.output.unlink(missing_ok=True)
@@ -140,6 +149,22 @@ def _not_shown(request: Request, outcome: Outcome) -> Sequence[str]:
         return ()
     with TraceReader(request.output, live=True) as trace:
         return not_shown(recipe.expect, trace)
+
+
+def _plugin(program: str) -> Path:
+    """The plugin for this QEMU; ``ShadowtraceError`` where it cannot be built, or that QEMU takes none."""
+    if not qemu.takes_plugins(program):
+        raise ShadowtraceError(f"{program} was built without support for plugins", "add --engine gdb: it needs none")
+    try:
+        return plugin.build()
+    except ShadowtraceError as error:
+        raise ShadowtraceError(str(error), f"{error.hint}; or add --engine gdb, which needs no plugin") from error
+
+
+def _touch(request: Request) -> str:
+    if not request.capture.touch_entries or request.engine != "plugin":
+        return "none"
+    return "every" if request.every_access else "first"
 
 
 def _what(request: Request) -> tuple[list[str], dict[str, Any]]:
@@ -185,18 +210,19 @@ class _Interrupt:
                 signal.signal(number, handler)
 
 
-class _Recording:
+class Recording:
     """One running recording: gdb's stops are answered here, events flow past on the ingest thread."""
 
-    def __init__(self, request: Request, writer: TraceWriter, machine: Machine, known: symbols.Symbols | None) -> None:
+    def __init__(self, request: Request, writer: TraceWriter, machine: Any, known: symbols.Symbols | None) -> None:
         self.request = request
         self.writer = writer
         self.machine = machine
         self.symbols = known
-        self.ingest = Ingest(writer, machine.stream, machine.process.stdout, request.capture.drop_when_behind)  # type: ignore[arg-type]
+        self.ingest = Ingest(writer, machine.stream, machine.process.stdout, request.capture.drop_when_behind)
         self.interrupt = _Interrupt()
         self.gdb_lost = ""
         self.driver: Driver | None = None
+        self.engine: gdbengine.EngineSession | None = None
         self.rebuilt = Rebuilt()
         self.checks_left = request.checks
         self.start = time.monotonic()
@@ -205,6 +231,7 @@ class _Recording:
         self.next_check = self._after_a_while()
 
     def run(self, progress: Callable[[Status], None] | None) -> Outcome:
+        """Until it ends, whichever way; how it ended."""
         self.ingest.start()
         ended, detail = "crash", "shadowtrace itself failed"
         with self.interrupt.noted():
@@ -225,7 +252,7 @@ class _Recording:
 
     def _drive(self, progress: Callable[[Status], None] | None) -> tuple[str, str]:
         try:
-            session = gdb.Session(self.machine.gdb_socket)
+            session = self._session()
         except (gdb.GdbGoneError, ShadowtraceError) as error:
             if self._qemu_is_gone():
                 return self._qemu_ended()
@@ -241,7 +268,7 @@ class _Recording:
                 driver.arm()
                 session.resume()
                 while True:
-                    stop = session.wait(_POLL_SECONDS)
+                    stop = session.wait(_POLL_SECONDS if self.request.engine == "plugin" else _SLICE_SECONDS)
                     if (end := self._end_by_us(progress)) is not None:
                         return end
                     if stop is None and self.machine.alive():
@@ -256,6 +283,8 @@ class _Recording:
             except gdb.GdbGoneError as error:
                 if not self.machine.alive():
                     return self._qemu_ended()
+                if self.request.engine != "plugin":
+                    return "crash", f"gdb was lost, and the capture with it ({error})"
                 self.gdb_lost = f"; gdb was lost after {self.machine.control().events} events ({error}): no marks and names from there on"
             except ShadowtraceError:
                 # gdb refuses what it is told once nobody answers it.
@@ -264,6 +293,15 @@ class _Recording:
                 raise
         self._remove_breakpoints()
         return self._drive_without_gdb(progress)
+
+    def _session(self) -> gdb.Session:
+        if self.request.engine == "plugin":
+            return gdb.Session(self.machine.gdb_socket)
+        exact = self.request.engine == "gdb"
+        stream, control, ram = self.machine.paths
+        self.engine = gdbengine.EngineSession(self.machine.gdb_socket, stream, control, ram, exact, self.request.capture)
+        self.machine.let_go()
+        return self.engine
 
     def _remove_breakpoints(self) -> None:
         """A gdb that dies leaves its breakpoints in QEMU: have another one come, which clears them, and go."""
@@ -328,7 +366,8 @@ class _Recording:
         with contextlib.suppress(Exception):
             self.machine.process.wait(timeout=5)
         status = self.machine.process.returncode
-        if self.machine.control().closed:
+        ours = self.request.engine == "plugin"
+        if self.machine.control().closed if ours else status is not None and status >= 0:
             return "exit", f"the guest ended QEMU, with status {status}"
         return "crash", f"QEMU died with status {status}: {self.machine.stderr_tail()}"
 
@@ -365,8 +404,9 @@ class _Recording:
 
     def _check_now(self, session: gdb.Session) -> None:
         """Stop the guest wherever it is, check, and let it run on for a while."""
-        self.machine.stop()
-        session.wait(_STOP_SECONDS)
+        if session.running:
+            self.machine.stop()
+            session.wait(_STOP_SECONDS)
         if self.machine.alive() and not session.running:
             self._check()
             session.resume()
@@ -391,6 +431,8 @@ class _Recording:
         self.writer.check_there()
         control = self.machine.control()
         self.ingest.lose_the_rest(control.by_vcpu, "QEMU ended before it had written them")
+        if self.engine is not None and self.engine.missed:
+            self._lose(self.engine.missed, "control registers found changed by instructions that were not found in time")
         if control.tables_refused:
             self._lose(control.tables_refused, "tables beyond the limit of tables tracked at once (each stands for all its stores)")
         self._name_origins()

@@ -1,0 +1,99 @@
+"""What the recorder asks of the engine, as MI commands whose names begin with -shadowtrace-."""
+
+from __future__ import annotations
+
+import re
+
+import gdb
+from capture import Capture, Settings
+from memory import FileRam, StubRam
+from stream import Stream
+from stub import Stub
+
+_NUMBERS = {"gs_base": 25, "cr3": 29}
+
+
+class _Engine:
+    """The one capture of this gdb."""
+
+    capture: Capture
+    stub: Stub
+    next_number = 1
+
+
+class _Command(gdb.MICommand):
+    """An MI command by a function that takes strings and gives a dictionary."""
+
+    def __init__(self, name: str, function: object) -> None:
+        super().__init__(f"-shadowtrace-{name}")
+        self._function = function
+
+    def invoke(self, arguments: list[str]) -> dict[str, object] | None:
+        """Called by gdb."""
+        return self._function(*arguments)
+
+
+def _begin(socket: str, stream: str, control: str, ram: str, exact: str, linger: str, most: str) -> dict[str, object]:
+    stub = Stub(socket)
+    size = int(re.search(r"base memory: (\d+)", stub.monitor("info memory_size_summary"))[1])
+    memory = FileRam(ram) if ram else StubRam(stub.read, stub.monitor, size)
+    if memory.size != size:
+        raise gdb.GdbError(f"the RAM file has {memory.size} bytes, the guest {size}")
+    _Engine.stub = stub
+    _Engine.capture = Capture(stub, memory, Stream(stream, control), Settings(exact == "1", int(linger), int(most)))
+    _Engine.capture.begin()
+    return {"ram": str(size), "vcpus": str(stub.monitor("info cpus").count("CPU #"))}
+
+
+def _slice(seconds: str) -> dict[str, object]:
+    reason, pc, number = _Engine.capture.run(float(seconds))
+    return {"reason": reason, "pc": f"{pc:#x}", "number": str(number), "missed": str(_Engine.capture.missed)}
+
+
+def _stop(kind: str, va: str, size: str) -> dict[str, object]:
+    number = _Engine.next_number
+    _Engine.next_number += 1
+    _Engine.capture.add_stop(number, int(kind), int(va, 16), int(size))
+    return {"number": str(number)}
+
+
+def _nostop(*numbers: str) -> None:
+    for number in map(int, numbers):
+        _Engine.capture.remove_stop(number)
+
+
+def _register(name: str) -> dict[str, object]:
+    return {"value": f"{_Engine.stub.register(_NUMBERS[name]):#x}"}
+
+
+def _read(va: str, size: str) -> dict[str, object]:
+    data = _Engine.stub.read(int(va, 16), int(size), False)
+    return {"contents": data.hex() if data is not None else ""}
+
+
+def _physical(gpa: str, size: str) -> dict[str, object]:
+    data = _Engine.stub.read(int(gpa, 16), int(size), True)
+    _Engine.stub.leave_virtual()
+    return {"contents": data.hex() if data is not None else ""}
+
+
+def _monitor(command: str) -> dict[str, object]:
+    return {"text": _Engine.stub.monitor(command)}
+
+
+def _finish() -> None:
+    _Engine.capture.finish()
+
+
+for _name, _function in (
+    ("begin", _begin),
+    ("slice", _slice),
+    ("stop", _stop),
+    ("nostop", _nostop),
+    ("register", _register),
+    ("read", _read),
+    ("physical", _physical),
+    ("monitor", _monitor),
+    ("finish", _finish),
+):
+    _Command(_name, _function)
