@@ -61,7 +61,7 @@ class Columns:
 def batches(trace: TraceReader) -> Iterator[Columns]:
     """A trace's events, batch by batch: what ``TraceReader.events`` gives, and its errors, past the last event before a bad one."""
     last = 0
-    for rows in _rows(trace):
+    for rows in event_rows(trace):
         seq, kind, _, _, _, value = rows
         sides = {k: _side(trace, k, seq) for k in _SIDES}
         good = _known_shape(rows, last)
@@ -139,7 +139,7 @@ def _contents(trace: TraceReader, rows: list[tuple[Any, ...]]) -> tuple[Ints, ND
     return offsets, np.frombuffer(b"".join(words for _, words in rows), _WORD)
 
 
-def _rows(trace: TraceReader) -> Iterator[Ints]:
+def event_rows(trace: TraceReader) -> Iterator[Ints]:
     """The event table as arrays (6, n): seq, kind, vcpu, flags, addr, value."""
     last = 0
     for rows in _rows_of_pages(trace):

@@ -29,6 +29,8 @@ VERBS = {
     "verify": "Check a trace's invariants.",
     "import": "Make a trace file of what another program wrote.",
     "export": "Write a trace's events for other programs.",
+    "pack": "Pack a trace for keeping.",
+    "unpack": "Make a packed trace a trace file again.",
     "upgrade": "Write a trace of an older schema anew.",
     "guests": "List the guests that can be recorded by name.",
     "models": "List the models a trace can be replayed with.",
