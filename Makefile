@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := qemu-system-x86 gdb gcc libc6-dev python3-venv
+# What the tests and the picture in README need besides: a browser, and what reads manual pages and Perfetto files.
+TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core groff nodejs
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help demo test test-faults fuzz test-bounds setup packages check docs accuracy clean
+.PHONY: help demo test test-faults fuzz test-bounds test-sanitize setup packages test-packages check docs man readme vendor accuracy bench clean
 
 # Inputs that make fuzz tries of each target by our own mutations, and guided by coverage.
 FUZZ_RUNS ?= 20000
@@ -22,7 +24,7 @@ demo: setup ## boot a real Linux under QEMU, traced; replay it; print the report
 	@echo "== replaying it through the shadow MMU of Linux 2.6.20"
 	@$(BIN)/shadowtrace report demo.db
 
-test: setup check ## every check and every test
+test: setup test-packages check ## every check and every test
 	$(BIN)/python -m pytest
 
 test-faults: setup ## kill and starve recordings by the dozen (an hour); figures into docs/reliability.md
@@ -35,6 +37,9 @@ fuzz: setup ## damaged inputs by the ten thousand, then guided by coverage; figu
 	for target in reader verbs importer stream; do $(BIN)/python -m tests.fuzz.guided $$target $(GUIDED_RUNS) || exit 1; done
 	$(BIN)/python docs/reliability.py
 
+test-sanitize: setup ## the plugin under AddressSanitizer, through boots
+	SHADOWTRACE_SANITIZE=1 $(BIN)/python -m pytest tests/tracer/test_sanitize.py
+
 test-bounds: packages ## the quick tests with the lowest versions of all dependencies
 	tests/bounds.sh
 
@@ -46,8 +51,12 @@ check: setup ## style, types, the house's rules
 
 setup: packages $(VENV)/.ready ## Debian packages, virtual environment
 
-packages:
-	@missing=""; for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+packages: INSTALL := $(PACKAGES)
+test-packages: INSTALL := $(TEST_PACKAGES)
+test-packages: packages
+
+packages test-packages:
+	@missing=""; for p in $(INSTALL); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
 	  echo "== installing Debian packages:$$missing"; \
 	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
@@ -61,6 +70,15 @@ $(VENV)/.ready: setup.cfg pyproject.toml | packages
 
 docs: setup ## write the parts of docs/ that are made from the code
 	$(BIN)/python docs/generate.py
+
+man: setup ## write the manual pages
+	$(BIN)/python docs/manpages.py
+
+readme: setup test-packages ## write the report and the picture in README, from a boot
+	$(BIN)/python docs/readme.py
+
+vendor: setup ## fetch the page's chart libraries from npm, pinned
+	$(BIN)/python docs/vendor.py
 
 accuracy: setup ## measure how wrong first touches can be, into docs/accuracy.md (minutes)
 	$(BIN)/python docs/accuracy.py
