@@ -6,6 +6,7 @@ line is there already is not run again, so a sweep that was interrupted goes on,
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -166,7 +167,7 @@ def sweep_on_dask(units: Sequence[Unit], kept: Kept, address: str, progress: Cal
     Each worker decodes a trace once for its share of the units. ``UsageError`` where dask or the cluster is not there.
     """
     try:
-        import distributed
+        distributed: Any = importlib.import_module("distributed")
     except ImportError as error:
         raise UsageError(f"dask cannot be used here: {error}", "pip install 'shadowtrace[dask]'") from error
     try:

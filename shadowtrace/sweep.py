@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,8 +16,15 @@ from shadowtrace import __version__
 from shadowtrace.options import core_option
 from shadowtrace.progress import sweep_line
 
+if TYPE_CHECKING:
+    # Generic in later versions of click alone.
+    _ListType = click.ParamType[list[int]]
+    _PairType = click.ParamType[tuple[int, int]]
+else:
+    _ListType = _PairType = click.ParamType
 
-class Numbers(click.ParamType):
+
+class Numbers(_ListType):
     """``a..b`` doubles from a to b; ``a,b,c`` lists."""
 
     name = "numbers"
@@ -35,7 +42,7 @@ class Numbers(click.ParamType):
         return list(dict.fromkeys(numbers))
 
 
-class Shard(click.ParamType):
+class Shard(_PairType):
     """``i/n``."""
 
     name = "i/n"
