@@ -42,7 +42,7 @@ def page() -> str:
     config = configparser.ConfigParser()
     config.read(FOLDER.parent / "setup.cfg")
     lists = {"at run time": config["options"]["install_requires"]}
-    lists |= {_PURPOSE[extra]: text for extra, text in config["options.extras_require"].items()}
+    lists |= {_PURPOSE.get(extra, extra): text for extra, text in config["options.extras_require"].items()}
     rows = []
     for purpose, text in lists.items():
         for line in filter(None, (line.strip() for line in text.split("\n"))):
