@@ -230,6 +230,7 @@ def keep(path: Path, done: Run) -> bool:
         parameters=json.dumps(done.parameters, sort_keys=True),
         version=done.version,
         core=done.core,
+        why=done.why,
         events=done.events,
         seconds=done.seconds,
         facts=json.dumps(done.facts),
@@ -247,5 +248,5 @@ def kept(trace: TraceReader, model: str, parameters: Parameters, version: str, c
             except (ValueError, RecursionError):
                 return None
             if isinstance(told, dict) and told.get("form") == FORM:
-                return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], told)
+                return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], told, row["why"] or "")
     return None
