@@ -83,5 +83,9 @@ vendor: setup ## fetch the page's chart libraries from npm, pinned
 accuracy: setup ## measure how wrong first touches can be, into docs/accuracy.md (minutes)
 	$(BIN)/python docs/accuracy.py
 
+bench: setup ## measure what everything costs, into docs/performance.md (minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check adbc-driver-sqlite pyarrow
+	$(BIN)/python -m bench
+
 clean: ## forget the virtual environment and what tools left
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from analyzer import replay
+from analyzer.model import parameters
 from analyzer.replay import CORES
 from db.event import Event, Kind
+from db.trace import TraceReader
 from tests.analyzer.test_cores import GUEST, write
 from tests.conftest import Cli
 
@@ -45,9 +48,9 @@ def test_each_result_is_that_of_a_single_replay(core: str, traces: list[Path], c
     results = json.loads(done.stdout)
     assert len(results) == 2 * UNITS
     for result in results:
-        chosen = result["parameters"]
-        options = ("--model", result["model"], "--pages", str(chosen["pages"]), "--flood", str(chosen["flood"]))
-        single = json.loads(cli("replay", tmp_path / result["trace"], *options, "--format", "json").stdout)
+        chosen = parameters(result["model"], pages=result["parameters"]["pages"], flood=result["parameters"]["flood"])
+        with TraceReader(tmp_path / result["trace"]) as trace:
+            single = json.loads(json.dumps(replay.run(trace, result["model"], chosen, "test", core="reference")[0].facts))
         assert "get_page" in result["facts"]
         for section, told in result["facts"].items():
             assert told == (single[section] if not isinstance(told, dict) else {name: single[section][name] for name in told})

@@ -1,0 +1,117 @@
+"""What replaying costs, on both cores, from a loaded trace and from a cold file; sweeps, packs, start-up."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from analyzer.facts import facts
+from analyzer.kernel import Kernel
+from analyzer.model import parameters
+from analyzer.outcome import outcome
+from analyzer.replay import replay
+from bench.measure import PROGRAM, Cost, cost, costs
+from db.columns import batches
+from db.trace import TraceReader
+
+_TIMES = 3
+
+
+def cores(path: Path) -> dict[str, float]:
+    """Events a second of both cores on a loaded trace, of loading it, of drawing the facts; CPU time, medians."""
+    model = parameters("kvm-2.6.20")
+    loads, runs, tellings = [], [], []
+    with TraceReader(path) as trace:
+        for _ in range(_TIMES + 1):
+            start = time.process_time()
+            columns = list(batches(trace))
+            loads.append(time.process_time() - start)
+            kernel = Kernel(model, trace.recording["vcpus"])
+            start = time.process_time()
+            for batch in columns:
+                kernel.feed(batch)
+            runs.append(time.process_time() - start)
+            end = kernel.outcome()
+            start = time.process_time()
+            facts(end)
+            tellings.append(time.process_time() - start)
+        start = time.process_time()
+        slow = outcome(replay(trace, model))
+        reference = time.process_time() - start
+    if slow.journal.rows.tobytes() != end.journal.rows.tobytes():
+        raise AssertionError("the cores differ")
+    # The first round also loads what is compiled.
+    load, run, telling = (statistics.median(times[1:]) for times in (loads, runs, tellings))
+    events = end.counters.events_total
+    return {
+        "load_events_per_s": events / load,
+        "fast_events_per_s": events / run,
+        "reference_events_per_s": events / reference,
+        "fast_over_reference": reference / run,
+        "facts_s": telling,
+    }
+
+
+def commands(path: Path, events: int, folder: Path) -> dict[str, float]:
+    """Whole processes: a replay from a cold file, a report of a kept run, a sweep of 16, start-up; packed size."""
+    _drop_from_cache(path)
+    cold = cost(PROGRAM, "replay", path)
+    warm = costs(_TIMES, PROGRAM, "replay", path)
+    report = costs(_TIMES, PROGRAM, "report", path)
+    swept = folder / "bench.sweep.jsonl"
+    sweep = cost(PROGRAM, "sweep", path, "--pages", "32..4096", "--flood", "3,10", "-o", swept, "--format", "json")
+    if len(json.loads(sweep.output)) != 16:
+        raise AssertionError("the sweep is not of 16")
+    packed = folder / "bench.pack"
+    pack = cost(PROGRAM, "pack", path, "-o", packed, "--force")
+    startup = costs(2 * _TIMES + 1, PROGRAM, "--help")
+    return {
+        "replay_cold_wall_s": cold.wall,
+        "replay_cold_cpu_s": cold.cpu,
+        "replay_warm_wall_s": warm.wall,
+        "replay_warm_cpu_s": warm.cpu,
+        "report_wall_s": report.wall,
+        "report_cpu_s": report.cpu,
+        "sweep_16_wall_s": sweep.wall,
+        "sweep_16_cpu_s": sweep.cpu,
+        "sweep_16_over_replay_wall": sweep.wall / warm.wall,
+        "sweep_16_over_replay_cpu": sweep.cpu / warm.cpu,
+        "pack_cpu_s": pack.cpu,
+        "help_wall_s": startup.wall,
+        "help_cpu_s": startup.cpu,
+        "file_bytes_per_event": path.stat().st_size / events,
+        "pack_bytes_per_event": packed.stat().st_size / events,
+    }
+
+
+def long(path: Path, events: int) -> dict[str, float]:
+    """A replay of the long trace as a whole process: its time and peak memory."""
+    run: Cost = cost(PROGRAM, "replay", path, "--format", "json")
+    return {"long_events": events, "long_replay_wall_s": run.wall, "long_replay_cpu_s": run.cpu, "long_replay_peak_mib": run.peak_mib}
+
+
+def compiling(folder: Path) -> dict[str, float]:
+    """What the first use costs: with an empty cache of compiled code."""
+    program = "import sys; from pathlib import Path; from bench.replays import first_use; first_use(Path(sys.argv[1]))"
+    run = cost("env", f"NUMBA_CACHE_DIR={folder / 'compiled'}", sys.executable, "-c", program, folder / "tiny.db")
+    return {"first_use_cpu_s": run.cpu, "first_use_wall_s": run.wall}
+
+
+def first_use(path: Path) -> None:
+    """Replay a trace on the fast core, whatever comes out."""
+    with TraceReader(path) as trace:
+        kernel = Kernel(parameters("kvm-2.6.20"), trace.recording["vcpus"])
+        for batch in batches(trace):
+            kernel.feed(batch)
+
+
+def _drop_from_cache(path: Path) -> None:
+    """Ask the system to forget the file's pages: the next to read it reads the disk."""
+    import os
+
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
