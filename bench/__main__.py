@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import platform
 import tempfile
@@ -12,10 +11,8 @@ from pathlib import Path
 
 from bench import page, reading, replays
 from bench.measure import PROGRAM, cost, lengthen
+from bench.recording import recording
 from db.trace import TraceReader
-
-#: Measurements of their own: modules whose ``measure(folder)`` gives a dict of numbers.
-_OTHERS = ("bench.capture", "bench.ingest")
 
 _LONG = 20_000_000
 
@@ -26,18 +23,17 @@ def main() -> None:
     parser.add_argument("trace", nargs="?", type=Path, help="a trace of a real boot; recorded where it is left out")
     parser.add_argument("-o", "--output", type=Path, help="the JSON file to write", default=Path("docs/performance.json"))
     parser.add_argument("--long", type=int, default=_LONG, help="events of the long trace")
-    parser.add_argument("--only", choices=["replays", "others"], help="leave out the rest")
+    parser.add_argument("--only", choices=["replays", "recording"], help="leave out the rest, and keep its numbers")
+    parser.add_argument("--boots", type=int, default=5, help="boots of each kind that are measured")
     chosen = parser.parse_args()
     result = json.loads(chosen.output.read_text()) if chosen.only and chosen.output.exists() else {}
     result |= {"machine": machine(), "when": datetime.now(UTC).strftime("%Y-%m-%d")}
     with tempfile.TemporaryDirectory(prefix="shadowtrace-bench-") as name:
         folder = Path(name)
-        if chosen.only != "others":
+        if chosen.only != "recording":
             result |= measure_replays(chosen.trace or record(folder), folder, chosen.long)
         if chosen.only != "replays":
-            for module in _OTHERS:
-                if importlib.util.find_spec(module) is not None:
-                    result |= importlib.import_module(module).measure(folder)
+            result |= recording(folder, chosen.boots)
     chosen.output.write_text(json.dumps(result, indent=1) + "\n")
     chosen.output.with_suffix(".md").write_text(page.page(result))
     print(page.table(result))  # noqa: T201 - it is what the script is for
