@@ -171,7 +171,7 @@ def sweep_on_dask(units: Sequence[Unit], kept: Kept, address: str, progress: Cal
     except ImportError as error:
         raise UsageError(f"dask cannot be used here: {error}", "pip install 'shadowtrace[dask]'") from error
     try:
-        client: Any = distributed.Client(address, timeout=10)  # type: ignore[no-untyped-call]
+        client: Any = distributed.Client(address, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
         raise UsageError(f"there is no dask scheduler at {address}: {error}", "dask scheduler prints its address") from error
     with client:
@@ -181,7 +181,7 @@ def sweep_on_dask(units: Sequence[Unit], kept: Kept, address: str, progress: Cal
             todo = list(group)
             shares += [share for i in range(workers) if (share := todo[i::workers])]
         done = 0
-        futures: Any = distributed.as_completed([client.submit(run_share, share, pure=False) for share in shares])  # type: ignore[no-untyped-call]
+        futures: Any = distributed.as_completed([client.submit(run_share, share, pure=False) for share in shares])
         for future in futures:
             for result in future.result():
                 kept.add(result)
