@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def command(
             text = _rows(about_trace(opened, run), run, groups, keys, form)
             fresh = [run]
         else:
-            text, fresh = _whole(opened, model, parameters, saved, costs, core, form, everything)
+            text, fresh = _whole(opened, _Wanted(model, parameters, saved, costs, core, form, everything))
     for done in fresh:
         replay.keep(trace, done)
     _write(text, output)
@@ -113,47 +114,42 @@ def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], keys: lis
     return row_report.table(groups, keys, look())
 
 
-def _whole(
-    opened: TraceReader,
-    model: str,
-    parameters: Parameters,
-    saved: bool | None,
-    costs: Costs,
-    core: str | None,
-    form: str,
-    everything: bool,
-) -> tuple[str, list[replay.Run]]:
+@dataclass(frozen=True)
+class _Wanted:
+    """What a whole report is asked for."""
+
+    model: str
+    parameters: Parameters
+    saved: bool | None
+    costs: Costs
+    core: str | None
+    form: str
+    everything: bool
+
+
+def _whole(opened: TraceReader, wanted: _Wanted) -> tuple[str, list[replay.Run]]:
     """The whole report, and the runs that were made for it."""
-    if (run := replay.kept(opened, model, parameters, __version__, core)) is not None:
+    if (run := replay.kept(opened, wanted.model, wanted.parameters, __version__, wanted.core)) is not None:
         # What a file says are facts may be anything: facts that cannot be shown are found anew.
         with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
-            return _shown(opened, run, parameters, saved, costs, core, form, everything)
-    run, _ = _replayed(opened, model, parameters, core)
-    text, fresh = _shown(opened, run, parameters, saved, costs, core, form, everything)
+            return _shown(opened, run, wanted)
+    run, _ = _replayed(opened, wanted.model, wanted.parameters, wanted.core)
+    text, fresh = _shown(opened, run, wanted)
     return text, [run, *fresh]
 
 
-def _shown(
-    opened: TraceReader,
-    run: replay.Run,
-    parameters: Parameters,
-    saved: bool | None,
-    costs: Costs,
-    core: str | None,
-    form: str,
-    everything: bool,
-) -> tuple[str, list[replay.Run]]:
+def _shown(opened: TraceReader, run: replay.Run, wanted: _Wanted) -> tuple[str, list[replay.Run]]:
     """A run's report, with what its cache saved, and the run without a cache where one was made for that."""
     with replay_line(opened.count()) as progress:
-        without, made = replay.yardstick(opened, parameters, __version__, saved, progress, core)
-    run = replay.with_saved(run, without, costs)
+        without, made = replay.yardstick(opened, wanted.parameters, __version__, wanted.saved, progress, wanted.core)
+    run = replay.with_saved(run, without, wanted.costs)
     about = about_trace(opened, run)
-    if form == "html":
+    if wanted.form == "html":
         text = html_report.report(about, run)
-    elif form == "json":
+    elif wanted.form == "json":
         text = json_report.report(about, run)
     else:
-        text = table.report(about, run, look(), everything)
+        text = table.report(about, run, look(), wanted.everything)
     return text, [without] if without is not None and made else []
 
 
