@@ -66,6 +66,10 @@ $(VENV)/.ready: setup.cfg pyproject.toml | packages
 	@echo "== making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[symbols,test,fast]'
+	@echo "== compiling the fast core"
+	@folder=$$(mktemp -d) && echo '{"ev":"invlpg","va":0}' > $$folder/one.jsonl && \
+	$(BIN)/shadowtrace import $$folder/one.jsonl -o $$folder/one.db >/dev/null && $(BIN)/shadowtrace replay $$folder/one.db >/dev/null; \
+	status=$$?; rm -rf "$$folder"; exit $$status
 	@touch $@
 
 docs: setup ## write the parts of docs/ that are made from the code
