@@ -18,8 +18,10 @@ def facts(run: Run) -> str:
 
 def report(about: About, run: Run) -> str:
     """Everything a report shows, and more: the trace, the run, its facts."""
-    commands = [{**finding, "command": command(finding["command"], about.file, about.guest)} for finding in run.facts["findings"]]
-    return json.dumps({"trace": asdict(about), "run": _ran(run), "facts": {**run.facts, "findings": commands}}, indent=1)
+    told = dict(run.facts)
+    if "findings" in told:
+        told["findings"] = [{**finding, "command": command(finding["command"], about.file, about.guest)} for finding in told["findings"]]
+    return json.dumps({"trace": asdict(about), "run": _ran(run), "facts": told}, indent=1)
 
 
 def rows(about: About, run: Run, groups: list[dict[str, Any]]) -> str:

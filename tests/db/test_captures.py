@@ -36,7 +36,16 @@ CR3 update: CR3=0000000000001000
 
 
 def trace(path: Path, events: Sequence[Event], **columns: object) -> Path:
-    described = {"source": "record", "guest": "made", "title": "made", "vcpus": 1, "version": "test", "engine": "plugin", "touch": "first"}
+    described = {
+        "source": "record",
+        "guest": "made",
+        "title": "made",
+        "vcpus": 1,
+        "ram_bytes": 1 << 24,
+        "version": "test",
+        "engine": "plugin",
+        "touch": "first",
+    }
     with TraceWriter(path) as writer:
         writer.describe(**described | columns)
         writer.append(events)
@@ -143,5 +152,5 @@ def test_the_verb_exits_with_3_where_captures_differ(tmp_path: Path, cli: Cli) -
     assert done.returncode == 3
     assert "stores to tables: DIFFERENT at number 1; 5 and 1" in done.stdout
     assert "> " in done.stdout
-    assert cli("diff", first, second).returncode == 2
+    assert cli("diff", first, second, "--common").returncode == 2
     assert cli("diff", "--capture", first).returncode == 2
