@@ -5,6 +5,7 @@ A key that a row has no answer to leaves the row out: only hits have an origin, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,15 +110,16 @@ def _process(ground: _Ground) -> tuple[Ints, Labels]:
 
 
 def _space(ground: _Ground) -> tuple[Ints, Labels]:
-    return ground.spaces.of_row, lambda number: label(ground.spaces, number)
+    return ground.spaces.of_row, _named(labels(ground.spaces))
 
 
-def label(known: Spaces, number: int) -> str:
-    """An address space told from all others: its program, the frame of its root, and which program of that frame it is."""
-    space = known.all[number]
-    if not space.glevels:
-        return space.name
-    return f"{space.name} @{space.gfn:#x}.{space.generation}" if space.generation else space.name
+def labels(known: Spaces) -> list[str]:
+    """Each address space told from all others: its program, the frame of its root, which program of that frame it is, the mode."""
+    names = [
+        f"{space.name} @{space.gfn:#x}.{space.generation}" if space.glevels and space.generation else space.name for space in known.all
+    ]
+    often = Counter(names)
+    return [f"{name} ({Mode(space.glevels).label})" if often[name] > 1 else name for name, space in zip(names, known.all, strict=True)]
 
 
 def _phase(ground: _Ground) -> tuple[Ints, Labels]:

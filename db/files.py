@@ -11,15 +11,18 @@ from typing import TextIO
 
 from db.errors import StorageError, UsageError
 
-_SQLITE = b"SQLite format 3\0"
+_SQLITE, _ZSTD = b"SQLite format 3\0", b"\x28\xb5\x2f\xfd"
 
 
 def check_target(path: Path) -> None:
-    """Raise ``UsageError`` where a file must not or cannot be written under this name: a trace is never replaced."""
+    """Raise ``UsageError`` where a file must not or cannot be written under this name: a trace, packed or not, is never replaced."""
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"{path} cannot be written: it is a folder, or lies in none", "name a file")
-    if path.is_file() and path.open("rb").read(len(_SQLITE)) == _SQLITE:
-        raise UsageError(f"{path} is a database: it is not replaced", "name another file")
+    if path.is_file():
+        with path.open("rb") as file:
+            first = file.read(len(_SQLITE))
+        if first == _SQLITE or first.startswith(_ZSTD):
+            raise UsageError(f"{path} is a {'database' if first == _SQLITE else 'packed trace'}: it is not replaced", "name another file")
 
 
 @contextlib.contextmanager

@@ -87,6 +87,11 @@ class Budget:
     def step(self) -> bool:
         """Called by SQLite now and then; true ends the statement."""
         self._left -= 1
+        return self.exhausted
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a statement was ended for its work; if not, what ended it was a signal that came while SQLite asked."""
         return self._left < 0
 
 
@@ -108,7 +113,7 @@ def reading_engine(path: Path, budget: Budget) -> Engine:
 
     def explain(context: ExceptionContext) -> None:
         if isinstance(context.original_exception, SQLITE_ERRORS):
-            raise trace_error(path, context.original_exception) from context.original_exception
+            raise trace_error(path, context.original_exception, budget) from context.original_exception
 
     event.listen(opened, "handle_error", explain)
     return opened
@@ -142,9 +147,11 @@ def _allow(action: int, first: str | None, second: str | None, database: str | N
     return sqlite3.SQLITE_OK if good else sqlite3.SQLITE_DENY
 
 
-def trace_error(path: Path, error: BaseException) -> TraceError:
-    """What an error of SQLite's means for somebody who reads a trace."""
+def trace_error(path: Path, error: BaseException, budget: Budget | None = None) -> BaseException:
+    """What an error of SQLite's means for somebody who reads a trace: a ``TraceError``, or that Ctrl-C came."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_INTERRUPT and budget is not None and not budget.exhausted:
+        return KeyboardInterrupt()
     if code in _CODES:
         said, hint = _CODES[code]
         return TraceError(f"{path} {said}", hint)

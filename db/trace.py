@@ -241,6 +241,8 @@ class TraceReader(_OpenTrace):
         self.path = path
         self.upgraded_from: int | None = None
         self._copy: PrivateCopy | None = None
+        if path.is_dir():
+            raise TraceError(f"{path} is a folder", "name the trace in it: shadowtrace ls lists them")
         if not path.is_file():
             raise TraceError(f"there is no file {path}", "record one: shadowtrace record GUEST -o FILE.db")
         self.live = live if live is not None else is_being_written(path)
@@ -331,7 +333,7 @@ class TraceReader(_OpenTrace):
             while rows := cursor.fetchmany(_STREAMED):
                 yield from rows
         except SQLITE_ERRORS as error:
-            raise trace_error(self.path, error) from error
+            raise trace_error(self.path, error, self._budget) from error
 
     def table(self, name: str) -> Table:
         """A table, to build queries with."""

@@ -94,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         click.echo("shadowtrace: interrupted", err=True)
         return EXIT_INTERRUPTED
+    except SystemExit:
+        # click's own answer to a closed pipe: the reader of our output has seen enough.
+        return 0
     except BrokenPipeError:
         # The reader of our output has seen enough; Python would complain once more when it flushes at exit.
         sys.stdout = None

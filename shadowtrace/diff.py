@@ -67,6 +67,8 @@ def command(
       shadowtrace diff --capture boot.db --log qemu.log
     """
     if capture:
+        if limits or any(options.values()):
+            raise UsageError("--fail-on, models and their parameters are for runs", "leave them out, or --capture")
         return _captures([left] if right is None else [left, right], log, common)
     if log is not None or common:
         raise UsageError("--log and --common are for captures", "add --capture")

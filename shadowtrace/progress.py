@@ -31,10 +31,19 @@ def recording_text(status: Status) -> str:
 
 
 @contextlib.contextmanager
-def recording_line() -> Iterator[Callable[[Status], None]]:
-    """A function that shows a recording's status."""
+def recording_line(first: str) -> Iterator[Callable[[Status], None]]:
+    """A function that shows a recording's status; when it has one, the recording runs, and ``first`` is said."""
+    said = False
     with _line("starting QEMU") as show:
-        yield lambda status: show(recording_text(status))
+
+        def status_line(status: Status) -> None:
+            nonlocal said
+            if not said:
+                Console(stderr=True, highlight=False, soft_wrap=True).print(escape(first))
+                said = True
+            show(recording_text(status))
+
+        yield status_line
 
 
 @contextlib.contextmanager

@@ -142,8 +142,11 @@ def command(
     )
     if seconds is not None and not math.isfinite(seconds):
         raise UsageError(f"--for {seconds} is no number of seconds", "for example --for 60")
-    click.echo(f"recording into {output}; Ctrl-C ends it and seals the file", err=True)
-    with recording_line() as progress:
+    if engine == "gdb" and touch == "every":
+        raise UsageError("gdb cannot see every access", "leave out --touch, or --engine gdb")
+    if user_stores and touch != "none":
+        raise UsageError("--user-stores is for page tables only: with touches they are watched anyway", "add --touch none, or leave it out")
+    with recording_line(f"recording into {output}; Ctrl-C ends it and seals the file") as progress:
         outcome = record(request, progress) if socket is None else attach(Attachment(Path(socket), ram_file), request, progress)
     shown = (outcome.ended, outcome.detail, outcome.events, outcome.lost, outcome.verdict, named or "", outcome.not_shown)
     click.echo(recorded.text(str(output), *shown))

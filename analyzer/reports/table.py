@@ -104,7 +104,7 @@ def _causes(role: Facts) -> str:
 
 
 def _phases(facts: Facts, look: Look) -> Iterable[str]:
-    rows = [("from", "events", "cr3", "faults", "of accesses", "lookups", "hit%", "made", "zapped", "alive then", "")]
+    rows = [("from", "events", "roots", "faults", "of accesses", "lookups", "hit%", "made", "zapped", "alive then", "")]
     for phase in facts["phases"]:
         rows.append(
             (
@@ -140,7 +140,7 @@ def _lines_over_time(facts: Facts, look: Look) -> Iterable[str]:
 def _programs(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
     programs = facts["processes"]
     shown = programs if everything else programs[:_PROGRAMS]
-    rows = [("program", "spaces", "cr3", "lookups", "hit%", "made", "faults", "")]
+    rows = [("program", "spaces", "roots", "lookups", "hit%", "made", "faults", "")]
     for program in shown:
         rows.append(
             (

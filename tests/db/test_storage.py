@@ -20,8 +20,8 @@ from db.trace import TraceReader, TraceWriter, store_run
 
 MOUNTS = r"""22 1 253:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 23 22 0:20 / /proc rw - proc proc rw
-40 22 0:35 / /home/me rw shared:7 - nfs4 server:/me rw,vers=4.2
-41 40 0:36 / /home/me/local rw - tmpfs tmpfs rw
+40 22 0:35 / /mnt/me rw shared:7 - nfs4 server:/me rw,vers=4.2
+41 40 0:36 / /mnt/me/local rw - tmpfs tmpfs rw
 42 22 0:37 / /mnt/with\040space rw - fuse.sshfs me@server: rw
 43 22 0:38 / /mnt/twice rw - cifs //server/share rw
 44 43 0:39 / /mnt/twice rw - ext4 /dev/vdb rw
@@ -33,10 +33,10 @@ MOUNTS = r"""22 1 253:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
     [
         ("/", "ext4"),
         ("/home", "ext4"),
-        ("/home/me", "nfs4"),
-        ("/home/me/traces", "nfs4"),
-        ("/home/meadow", "ext4"),
-        ("/home/me/local/x", "tmpfs"),
+        ("/mnt/me", "nfs4"),
+        ("/mnt/me/traces", "nfs4"),
+        ("/mnt/meadow", "ext4"),
+        ("/mnt/me/local/x", "tmpfs"),
         ("/mnt/with space/x", "fuse.sshfs"),
         ("/mnt/twice", "ext4"),
     ],

@@ -147,7 +147,7 @@ def kill_many(victim: str, times: int, folder: Path, cli: Cli) -> None:
         kill = killed(victim, chance.uniform(0, SPAN), trace)
         losses.append(held(victim, kill, trace, cli if number % REPORTED == 0 else None))
         if victim == "gdb":
-            goes_on += "gdb was lost" in kill.out
+            goes_on += "gdb was lost" in kill.out or "gdb was killed before" in kill.out
         for part in folder.glob(f"{number}.db*"):
             part.unlink()
         went_on = {"went_on": goes_on} if victim == "gdb" else {}

@@ -82,7 +82,7 @@ def stream(data: bytes) -> None:
     with contextlib.suppress(ShadowtraceError):
         for start in range(1, len(data), piece):
             batch = parser.feed(data[start : start + piece])
-            assert all(len(row) == 6 for row in batch.rows)
+            assert all(len(row) == 6 for row in batch.rows())
             assert parser.left_over <= (257 + 1) * RECORD.itemsize + piece
 
 
