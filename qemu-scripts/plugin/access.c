@@ -40,7 +40,7 @@ void forget_touch(struct vcpu *v, uint64_t page)
     }
 }
 
-void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag)
+RARE void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag)
 {
     struct vcpu *v = &vcpus[vcpu];
     unsigned slot = (va >> PAGE_SHIFT) & (settings.touch_entries - 1);
@@ -65,7 +65,7 @@ void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t
 }
 
 /* A store to a table may make a model zap what went through it: touches that did are touches no more. */
-void drop_touches(struct vcpu *v)
+RARE void drop_touches(struct vcpu *v)
 {
     uint64_t stored = atomic_exchange(&v->stored_tables, 0);
     unsigned words = slot_words();
@@ -131,7 +131,7 @@ static bool leaves_page(qemu_plugin_meminfo_t info, uint64_t va)
     return (va & (PAGE_BYTES - 1)) + (1u << qemu_plugin_mem_size_shift(info)) > PAGE_BYTES;
 }
 
-static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, uint64_t pc)
+static RARE void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, uint64_t pc)
 {
     struct vcpu *v = &vcpus[vcpu];
     unsigned size = 1u << qemu_plugin_mem_size_shift(info), room = PAGE_BYTES - (unsigned)(va & (PAGE_BYTES - 1));
@@ -162,31 +162,48 @@ static void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, e
     pthread_mutex_unlock(&lock);
 }
 
-static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, void *pc)
+/* Whether a store may be one to a table, as far as its page tells: the cache does not know it, or is not up to date. */
+static inline bool unknown_page(const struct vcpu *v, uint64_t va)
 {
-    struct vcpu *v = &vcpus[vcpu];
     uint64_t page = va >> PAGE_SHIFT;
 
-    if (v->store_cache[page & (STORE_CACHE - 1)] == page + 1 && v->generation == atomic_load_explicit(&tables_generation, memory_order_acquire) &&
-        ((va & (PAGE_BYTES - 1)) <= PAGE_BYTES - LARGEST_ACCESS || !leaves_page(info, va))) {
-        return;
+    return v->store_cache[page & (STORE_CACHE - 1)] != page + 1 ||
+           v->generation != atomic_load_explicit(&tables_generation, memory_order_acquire);
+}
+
+/* Whether so near to a page's end that only the access's size tells whether it stays within. */
+static inline bool near_end(uint64_t va)
+{
+    return !(~va & (PAGE_BYTES - LARGEST_ACCESS));
+}
+
+static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, void *pc)
+{
+    if (unknown_page(&vcpus[vcpu], va) || (near_end(va) && leaves_page(info, va))) {
+        store_slow(vcpu, info, va, storer, (uint64_t)(uintptr_t)pc);
     }
-    store_slow(vcpu, info, va, storer, (uint64_t)(uintptr_t)pc);
 }
 
 /* ---- page tables only ---- */
 
 /* The memory callbacks' last parameter is the address of the instruction, as it was translated. */
-void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+static RARE void plain_store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
     store(vcpu, info, va, BETWEEN, pc);
+}
+
+void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+{
+    if (unknown_page(&vcpus[vcpu], va) || near_end(va)) {
+        plain_store_slow(vcpu, info, va, pc);
+    }
 }
 
 void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
     /* QEMU 7.2 calls for loads too, whatever was asked. */
-    if (info & store_bits) {
-        store(vcpu, info, va, BETWEEN, pc);
+    if ((info & store_bits) && (unknown_page(&vcpus[vcpu], va) || near_end(va))) {
+        plain_store_slow(vcpu, info, va, pc);
     }
 }
 
@@ -203,7 +220,7 @@ void on_own_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *
 static inline void touch_all(unsigned vcpu, qemu_plugin_meminfo_t info, enum touch kind, uint64_t va, bool user)
 {
     touch(vcpu, kind, va, user);
-    if ((va & (PAGE_BYTES - 1)) > PAGE_BYTES - LARGEST_ACCESS && leaves_page(info, va)) {
+    if (near_end(va) && leaves_page(info, va)) {
         touch(vcpu, kind, (va | (PAGE_BYTES - 1)) + 1, user);
     }
 }
@@ -218,14 +235,61 @@ static inline void memory_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint
     }
 }
 
-void on_kernel_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+static RARE void kernel_access_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
     memory_access(vcpu, info, va, false, pc);
 }
 
-void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+static RARE void user_access_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
     memory_access(vcpu, info, va, true, pc);
+}
+
+/* An instruction that is told to load or to store may do the other as well: where an exception within it does. */
+static inline void on_load(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
+{
+    if (untouched(&vcpus[vcpu], TOUCH_LOAD, va, user) || near_end(va) || (info & store_bits)) {
+        (user ? user_access_slow : kernel_access_slow)(vcpu, info, va, pc);
+    }
+}
+
+static inline void on_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
+{
+    const struct vcpu *v = &vcpus[vcpu];
+
+    if (untouched(v, TOUCH_STORE, va, user) || unknown_page(v, va) || near_end(va) || !(info & store_bits)) {
+        (user ? user_access_slow : kernel_access_slow)(vcpu, info, va, pc);
+    }
+}
+
+static inline void on_either(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
+{
+    if (info & store_bits) {
+        on_store(vcpu, info, va, user, pc);
+    } else {
+        on_load(vcpu, info, va, user, pc);
+    }
+}
+
+#define ACCESS_CALLBACK(name, access, user) \
+    static void name(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc) { access(vcpu, info, va, user, pc); }
+
+ACCESS_CALLBACK(on_kernel_load, on_load, false)
+ACCESS_CALLBACK(on_kernel_store, on_store, false)
+ACCESS_CALLBACK(on_kernel_access, on_either, false)
+ACCESS_CALLBACK(on_user_load, on_load, true)
+ACCESS_CALLBACK(on_user_store, on_store, true)
+ACCESS_CALLBACK(on_user_access, on_either, true)
+
+/* What to call at the accesses of an instruction. */
+mem_cb access_callback(bool user, enum effect effect)
+{
+    static const mem_cb callbacks[2][3] = {
+        {[EFFECT_LOADS] = on_kernel_load, [EFFECT_STORES] = on_kernel_store, [EFFECT_ANY] = on_kernel_access},
+        {[EFFECT_LOADS] = on_user_load, [EFFECT_STORES] = on_user_store, [EFFECT_ANY] = on_user_access},
+    };
+
+    return callbacks[user][effect];
 }
 
 /* The recorder has asked for each access: nothing counts as touched any more. While the guest stands still. */
@@ -246,6 +310,7 @@ bool access_open(void)
         store_bits |= qemu_plugin_mem_is_store(1u << bit) ? 1u << bit : 0;
     }
     for (unsigned i = 0; i < settings.vcpus && settings.touch_entries; i++) {
+        vcpus[i].slot_mask = settings.touch_entries - 1;
         for (unsigned kind = 0; kind < TOUCH_KINDS; kind++) {
             vcpus[i].touched[kind] = calloc(settings.touch_entries, sizeof(uint64_t));
             vcpus[i].through[kind] = calloc(settings.touch_entries, sizeof(uint64_t));

@@ -11,11 +11,6 @@
 
 #include "vcpu.h"
 
-/* A block's start address travels in a callback's data: bits 0..56, sign-extended, and two flags above. */
-#define BLOCK_USER (1ull << 63)
-#define BLOCK_CROSSES (1ull << 62)
-#define BLOCK_VA_BITS 57
-
 struct settings settings;
 pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 bool closed;
@@ -28,7 +23,7 @@ static int8_t gdb_number(int8_t encoded)
     return encoded >= 0 && encoded < 8 ? order[encoded] : encoded;
 }
 
-static void on_block_slow(unsigned vcpu, uint64_t va, bool user)
+static RARE void between_blocks(unsigned vcpu, uint64_t va, bool user)
 {
     struct vcpu *v = &vcpus[vcpu];
 
@@ -42,20 +37,68 @@ static void on_block_slow(unsigned vcpu, uint64_t va, bool user)
     pthread_mutex_unlock(&lock);
 }
 
-static void on_block(unsigned vcpu, void *data)
+static void begin_block(unsigned vcpu, uint64_t va, bool user)
 {
     struct vcpu *v = &vcpus[vcpu];
-    uint64_t packed = (uint64_t)(uintptr_t)data;
-    uint64_t va = (uint64_t)((int64_t)(packed << (64 - BLOCK_VA_BITS)) >> (64 - BLOCK_VA_BITS));
-    bool user = packed & BLOCK_USER;
 
     if (v->pending || va == atomic_load_explicit(&v->fault_handler, memory_order_relaxed)) {
-        on_block_slow(vcpu, va, user);
+        between_blocks(vcpu, va, user);
     }
     touch(vcpu, TOUCH_FETCH, va, user);
-    if (packed & BLOCK_CROSSES) {
-        touch(vcpu, TOUCH_FETCH, (va | (PAGE_BYTES - 1)) + 1, user);
+}
+
+static RARE void user_block_slow(unsigned vcpu, void *data)
+{
+    begin_block(vcpu, (uint64_t)(uintptr_t)data, true);
+}
+
+static RARE void kernel_block_slow(unsigned vcpu, void *data)
+{
+    begin_block(vcpu, (uint64_t)(uintptr_t)data, false);
+}
+
+/* A block's callback gets its start address. */
+static void on_user_block(unsigned vcpu, void *data)
+{
+    const struct vcpu *v = &vcpus[vcpu];
+
+    if (v->pending || untouched(v, TOUCH_FETCH, (uint64_t)(uintptr_t)data, true)) {
+        user_block_slow(vcpu, data);
     }
+}
+
+static void on_kernel_block(unsigned vcpu, void *data)
+{
+    const struct vcpu *v = &vcpus[vcpu];
+    uint64_t va = (uint64_t)(uintptr_t)data;
+
+    if (v->pending || va == atomic_load_explicit(&v->fault_handler, memory_order_relaxed) || untouched(v, TOUCH_FETCH, va, false)) {
+        kernel_block_slow(vcpu, data);
+    }
+}
+
+static void cross(unsigned vcpu, uint64_t va, bool user)
+{
+    begin_block(vcpu, va, user);
+    touch(vcpu, TOUCH_FETCH, (va | (PAGE_BYTES - 1)) + 1, user);
+}
+
+static void on_crossing_user_block(unsigned vcpu, void *data)
+{
+    cross(vcpu, (uint64_t)(uintptr_t)data, true);
+}
+
+static void on_crossing_kernel_block(unsigned vcpu, void *data)
+{
+    cross(vcpu, (uint64_t)(uintptr_t)data, false);
+}
+
+static exec_cb block_callback(bool user, bool crosses)
+{
+    if (crosses) {
+        return user ? on_crossing_user_block : on_crossing_kernel_block;
+    }
+    return user ? on_user_block : on_kernel_block;
 }
 
 /* Page tables only, a block that may follow INVLPG: its operand's registers are what they were. */
@@ -63,7 +106,7 @@ static void on_next_block(unsigned vcpu, void *data)
 {
     (void)data;
     if (vcpus[vcpu].pending) {
-        on_block_slow(vcpu, 0, true);
+        between_blocks(vcpu, 0, true);
     }
 }
 
@@ -71,7 +114,7 @@ static void on_next_block(unsigned vcpu, void *data)
 static void resolve_first(unsigned vcpu)
 {
     if (vcpus[vcpu].pending) {
-        on_block_slow(vcpu, 0, true);
+        between_blocks(vcpu, 0, true);
     }
 }
 
@@ -210,17 +253,15 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
         if (!user || kind == INSN_FAR) {
             instrument_special(insn, kind, &operand);
         }
-        mem_cb callback = settings.touch_entries ? (user ? on_user_access : on_kernel_access)
+        mem_cb callback = settings.touch_entries ? access_callback(user, effect_of(bytes, size))
                           : !user || settings.watch_user_stores ? store_callback(kind, effect_of(bytes, size)) : NULL;
         if (callback) {
             qemu_plugin_register_vcpu_mem_cb(insn, callback, CB_NO_REGS, MEM_RW, pc);
         }
     }
     if (settings.touch_entries) {
-        uint64_t packed = start & ((1ull << BLOCK_VA_BITS) - 1);
-        packed |= user ? BLOCK_USER : 0;
-        packed |= (next - 1) >> PAGE_SHIFT != start >> PAGE_SHIFT ? BLOCK_CROSSES : 0;
-        qemu_plugin_register_vcpu_tb_exec_cb(tb, on_block, CB_R_REGS, (void *)(uintptr_t)packed);
+        bool crosses = (next - 1) >> PAGE_SHIFT != start >> PAGE_SHIFT;
+        qemu_plugin_register_vcpu_tb_exec_cb(tb, block_callback(user, crosses), CB_R_REGS, (void *)(uintptr_t)start);
     } else if (!user && after_invlpg) {
         qemu_plugin_register_vcpu_tb_exec_cb(tb, on_next_block, CB_R_REGS, NULL);
     }

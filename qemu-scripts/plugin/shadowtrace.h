@@ -17,6 +17,9 @@
 
 #include "api.h"
 
+/* All that follows is the plugin's own: no access to it goes through a table of addresses. */
+#pragma GCC visibility push(hidden)
+
 #define PAGE_BYTES 4096u
 #define PAGE_SHIFT 12
 #define MAX_VCPUS 64
@@ -159,5 +162,7 @@ bool may_end_in_invlpg(const uint8_t *bytes, size_t size);
 enum effect { EFFECT_LOADS, EFFECT_STORES, EFFECT_ANY };
 
 enum effect effect_of(const uint8_t *bytes, size_t size);
+
+#pragma GCC visibility pop
 
 #endif

@@ -14,6 +14,11 @@
 
 #include "shadowtrace.h"
 
+#pragma GCC visibility push(hidden)
+
+/* Keeps what is rare out of the functions that run at each access: they are a few instructions, without a stack frame. */
+#define RARE __attribute__((noinline, cold))
+
 enum pending { PENDING_MODE = 1, PENDING_CR3 = 2, PENDING_INVLPG = 4 };
 enum touch { TOUCH_LOAD, TOUCH_STORE, TOUCH_FETCH, TOUCH_KINDS };
 enum { ACCESS_WRITE = 1, ACCESS_USER = 2, ACCESS_FETCH = 4, ACCESS_FAULT = 8 };
@@ -21,15 +26,18 @@ enum { ACCESS_WRITE = 1, ACCESS_USER = 2, ACCESS_FETCH = 4, ACCESS_FAULT = 8 };
 #define NO_VA UINT64_MAX
 
 struct vcpu {
-    uint64_t store_cache[STORE_CACHE]; /* virtual page + 1 that is known not to be a table */
-    uint64_t generation;      /* of the tables when the cache was empty; 0 while something is pending: no store goes by unseen */
-    uint64_t cache_generation;
+    /* What each access and each block looks at: one cache line, found by a shift. */
+    _Alignas(PAGE_BYTES) _Atomic uint64_t stored_tables; /* tables that were stored to since the touches were last looked through */
+    _Atomic uint64_t fault_handler; /* gate 14's target; 0: none */
     uint64_t *touched[TOUCH_KINDS]; /* virtual page << 1 | user, + 1 */
-    uint64_t *through[TOUCH_KINDS]; /* for each, the set of tables that its translation went through: table_bit()s */
+    uint64_t slot_mask;             /* entries of a first-touch table - 1 */
+    uint64_t generation;      /* of the tables when the cache was empty; 0 while something is pending: no store goes by unseen */
+    unsigned pending;
+    _Alignas(64) uint64_t store_cache[STORE_CACHE]; /* virtual page + 1 that is known not to be a table */
+    uint64_t cache_generation;
+    uint64_t *through[TOUCH_KINDS]; /* for each touch, the set of tables that its translation went through: table_bit()s */
     uint64_t *slots[TOUCH_KINDS];   /* for each table_bit(), the set of entries that went through it, and perhaps more */
     uint64_t store_touch;           /* the store touch recorded last, or NO_VA */
-    _Atomic uint64_t stored_tables; /* tables that were stored to since the touches were last looked through */
-    unsigned pending;
     struct operand invlpg;
     bool known; /* registers have been recorded once */
     bool idle;  /* its thread waits: between on_idle and on_resume */
@@ -38,7 +46,6 @@ struct vcpu {
     bool idt_known;
     uint64_t idt_va, gdt_va;
     uint64_t gate_gpa;              /* where gate 14 lies; 0: nowhere */
-    _Atomic uint64_t fault_handler; /* gate 14's target; 0: none */
 };
 
 /* How to capture, set once at the start. */
@@ -78,26 +85,38 @@ void notice_every_access(void);
 void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 void on_own_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
-void on_kernel_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
-void on_user_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
+mem_cb access_callback(bool user, enum effect effect);
 
 /* ---- quiet.c ---- */
 
 bool quiet_open(qemu_plugin_id_t id);
 void on_halt(unsigned vcpu, void *data);
 
-/* Inline: every access of the guest comes here. */
+/* Inline: every access and every block of the guest comes here. */
+static inline uint64_t touch_tag(uint64_t va, bool user)
+{
+    return (va >> PAGE_SHIFT << 1 | user) + 1;
+}
+
+/* Whether an access may be one to record; not, where its kind of access to the page was seen and no table was stored to since. */
+static inline bool untouched(const struct vcpu *v, enum touch kind, uint64_t va, bool user)
+{
+    return v->touched[kind][va >> PAGE_SHIFT & v->slot_mask] != touch_tag(va, user) ||
+           atomic_load_explicit(&v->stored_tables, memory_order_relaxed);
+}
+
 static inline void touch(unsigned vcpu, enum touch kind, uint64_t va, bool user)
 {
     struct vcpu *v = &vcpus[vcpu];
-    uint64_t page = va >> PAGE_SHIFT, tag = (page << 1 | user) + 1;
 
     if (atomic_load_explicit(&v->stored_tables, memory_order_relaxed)) {
         drop_touches(v);
     }
-    if (v->touched[kind][page & (settings.touch_entries - 1)] != tag) {
-        touch_slow(vcpu, kind, va, user, tag);
+    if (untouched(v, kind, va, user)) {
+        touch_slow(vcpu, kind, va, user, touch_tag(va, user));
     }
 }
+
+#pragma GCC visibility pop
 
 #endif
