@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sqlite3
@@ -23,12 +24,16 @@ from db.storage import Reserve, check_place, clear, is_being_written, lock, refu
 
 _LOG = logging.getLogger(__name__)
 
-_INSERTS = (
-    "INSERT INTO event (seq, kind, vcpu, flags, addr, value) VALUES (?, ?, ?, ?, ?, ?)",
-    "INSERT INTO mode_registers VALUES (?, ?, ?, ?)",
-    "INSERT INTO pdptes VALUES (?, ?, ?, ?, ?)",
-    "INSERT INTO content VALUES (?, ?)",
-    "INSERT INTO store_origin VALUES (?, ?)",
+#: Rows that one statement inserts where they are many: a statement costs as much as several rows, and more than this gain nothing.
+_MANY = 50
+
+#: The tables that a batch goes into: the columns of each, and the rows that one statement inserts.
+_BATCH_TABLES = (
+    (models.event.name, 6, _MANY),
+    (models.mode_registers.name, 4, 1),
+    (models.pdptes.name, 5, 1),
+    (models.content.name, 2, 1),
+    (models.store_origin.name, 2, _MANY),
 )
 
 _HAVE_EXTRA = (Kind.REGS, Kind.PAGE)
@@ -182,12 +187,12 @@ class TraceWriter(_OpenTrace):
                 self.events += self._append_piece(piece)
 
     def _append_piece(self, piece: Sequence[Iterable[tuple[Any, ...]]]) -> int:
-        """Commit rows of all the tables of ``_INSERTS``; how many events were among them."""
+        """Commit rows of all the tables of ``_BATCH_TABLES``; how many events were among them."""
         # SQLite's own cursor: it takes an iterator, so no row is an object for longer than it is bound.
         connection = self._connection.connection.driver_connection
         assert isinstance(connection, sqlite3.Connection)
         try:
-            events, *_ = [connection.executemany(statement, batch).rowcount for statement, batch in zip(_INSERTS, piece, strict=True)]
+            events, *_ = [_insert(connection, *table, rows) for table, rows in zip(_BATCH_TABLES, piece, strict=True)]
             connection.commit()
         except BaseException:
             connection.rollback()
@@ -215,6 +220,25 @@ class TraceWriter(_OpenTrace):
             # Somebody reads it just now, or there is no room. It is sealed all the same, though in two files.
             self._connection.rollback()
             self._two_files = True
+
+
+def _insert(connection: sqlite3.Connection, table: str, width: int, many: int, rows: Iterable[tuple[Any, ...]]) -> int:
+    """Insert rows of so many columns, so many a statement; how many there were."""
+    row = f"({', '.join('?' * width)})"
+    one = f"INSERT INTO {table} VALUES {row}"  # noqa: S608 - names of ours
+    if many == 1:
+        return max(connection.executemany(one, rows).rowcount, 0)
+    values = itertools.chain.from_iterable(rows)
+    rest: list[Any] = []
+
+    def groups() -> Iterator[list[Any]]:
+        nonlocal rest
+        while len(rest := list(itertools.islice(values, width * many))) == width * many:
+            yield rest
+
+    whole = connection.executemany(f"{one}{f', {row}' * (many - 1)}", groups()).rowcount
+    last = connection.executemany(one, [rest[at : at + width] for at in range(0, len(rest), width)]).rowcount
+    return max(whole, 0) + max(last, 0)
 
 
 def _pieces(most: int, rows: Sequence[Row], *sides: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Sequence[Any], ...]]:
