@@ -195,7 +195,8 @@ class StreamParser:
         registers, pdptes, contents = [], [], []
         number = self._seq + np.cumsum(main)
         kinds = records["kind"]
-        for at in np.flatnonzero(main & np.isin(kinds, (Kind.REGS, Kind.CR3, Kind.PAGE))).tolist():
+        with_pdptes = (kinds == Kind.CR3) & (records["flags"] & CR3_HAS_PDPTES != 0)
+        for at in np.flatnonzero((kinds == Kind.REGS) | (kinds == Kind.PAGE) | with_pdptes).tolist():
             event = records[at]
             seq = int(number[at])
             if event["kind"] == Kind.REGS:
@@ -203,7 +204,7 @@ class StreamParser:
                 registers.append((seq, *(signed(int(value)) for value in values)))
             elif event["kind"] == Kind.PAGE:
                 contents.append((seq, _words(records[at + 1 : at + 1 + int(event["value"])])))
-            elif event["flags"] & CR3_HAS_PDPTES:
+            else:
                 values = tuple(records[at + 1 + i // 2][("addr", "value")[i % 2]] for i in range(4))
                 pdptes.append((seq, *(signed(int(value)) for value in values)))
         return registers, pdptes, contents
