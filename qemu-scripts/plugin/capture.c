@@ -147,10 +147,64 @@ static void on_far_transfer(unsigned vcpu, void *data)
     set_pending(vcpu, PENDING_MODE);
 }
 
+/*
+ * INVLPG's operand travels in the callback's data, because QEMU does not say when it forgets a block and memory for it could be
+ * freed. One relative to rip, of which compilers make none, does not fit: it is kept once, however often its block is made anew.
+ */
+struct kept_operand {
+    struct operand operand;
+    struct kept_operand *next;
+};
+
+#define OPERAND_PACKED (1ull << 63)
+
+static void *packed_operand(const struct operand *operand)
+{
+    uint64_t packed = OPERAND_PACKED | (uint32_t)operand->displacement;
+
+    packed |= (uint64_t)(operand->base + 2) << 32 | (uint64_t)(operand->index + 1) << 40;
+    packed |= (uint64_t)operand->scale_shift << 48 | (uint64_t)(operand->segment + 1) << 52 | (uint64_t)operand->address32 << 56;
+    return (void *)(uintptr_t)packed;
+}
+
+static struct operand unpacked_operand(uint64_t packed)
+{
+    return (struct operand){
+        .base = (int8_t)((packed >> 32 & 0xff) - 2),
+        .index = (int8_t)((packed >> 40 & 0xff) - 1),
+        .scale_shift = (int8_t)(packed >> 48 & 0xf),
+        .segment = (int8_t)((packed >> 52 & 0xf) - 1),
+        .address32 = packed >> 56 & 1,
+        .displacement = (int32_t)(uint32_t)packed,
+    };
+}
+
+/* NULL: no memory. */
+static void *kept_operand(const struct operand *operand)
+{
+    static struct kept_operand *all_kept;
+    struct kept_operand *kept;
+
+    pthread_mutex_lock(&lock);
+    for (kept = all_kept; kept; kept = kept->next) {
+        if (kept->operand.next_va == operand->next_va && packed_operand(&kept->operand) == packed_operand(operand)) {
+            break;
+        }
+    }
+    if (!kept && (kept = malloc(sizeof *kept))) {
+        *kept = (struct kept_operand){*operand, all_kept};
+        all_kept = kept;
+    }
+    pthread_mutex_unlock(&lock);
+    return kept;
+}
+
 static void on_invlpg(unsigned vcpu, void *data)
 {
+    uint64_t packed = (uint64_t)(uintptr_t)data;
+
     resolve_first(vcpu);
-    vcpus[vcpu].invlpg = *(const struct operand *)data;
+    vcpus[vcpu].invlpg = packed & OPERAND_PACKED ? unpacked_operand(packed) : ((const struct kept_operand *)data)->operand;
     set_pending(vcpu, PENDING_INVLPG);
 }
 
@@ -163,7 +217,8 @@ static void on_read_cr2(unsigned vcpu, void *data)
 
 static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kind, const struct operand *operand)
 {
-    struct operand *kept;
+    struct operand named;
+    void *kept;
 
     switch (kind) {
     case INSN_CR3:
@@ -176,12 +231,11 @@ static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kin
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_far_transfer, CB_NO_REGS, NULL);
         break;
     case INSN_INVLPG:
-        /* Lives as long as the block may: QEMU does not say when it forgets one. */
-        kept = malloc(sizeof *kept);
+        named = *operand;
+        named.base = gdb_number(operand->base);
+        named.index = gdb_number(operand->index);
+        kept = named.base == -2 ? kept_operand(&named) : packed_operand(&named);
         if (kept) {
-            *kept = *operand;
-            kept->base = gdb_number(operand->base);
-            kept->index = gdb_number(operand->index);
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg, CB_R_REGS, kept);
         }
         break;
