@@ -179,7 +179,7 @@ static inline bool near_end(uint64_t va)
 
 static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, void *pc)
 {
-    if (unknown_page(&vcpus[vcpu], va) || (near_end(va) && leaves_page(info, va))) {
+    if (unknown_page(this_vcpu(vcpu), va) || (near_end(va) && leaves_page(info, va))) {
         store_slow(vcpu, info, va, storer, (uint64_t)(uintptr_t)pc);
     }
 }
@@ -194,7 +194,7 @@ static RARE void plain_store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uin
 
 void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
-    if (unknown_page(&vcpus[vcpu], va) || near_end(va)) {
+    if (unknown_page(this_vcpu(vcpu), va) || near_end(va)) {
         plain_store_slow(vcpu, info, va, pc);
     }
 }
@@ -202,7 +202,7 @@ void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void
 void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
     /* QEMU 7.2 calls for loads too, whatever was asked. */
-    if ((info & store_bits) && (unknown_page(&vcpus[vcpu], va) || near_end(va))) {
+    if ((info & store_bits) && (unknown_page(this_vcpu(vcpu), va) || near_end(va))) {
         plain_store_slow(vcpu, info, va, pc);
     }
 }
@@ -248,14 +248,14 @@ static RARE void user_access_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uin
 /* An instruction that is told to load or to store may do the other as well: where an exception within it does. */
 static inline void on_load(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
 {
-    if (untouched(&vcpus[vcpu], TOUCH_LOAD, va, user) || near_end(va) || (info & store_bits)) {
+    if (untouched(this_vcpu(vcpu), TOUCH_LOAD, va, user) || near_end(va) || (info & store_bits)) {
         (user ? user_access_slow : kernel_access_slow)(vcpu, info, va, pc);
     }
 }
 
 static inline void on_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
 {
-    const struct vcpu *v = &vcpus[vcpu];
+    const struct vcpu *v = this_vcpu(vcpu);
 
     if (untouched(v, TOUCH_STORE, va, user) || unknown_page(v, va) || near_end(va) || !(info & store_bits)) {
         (user ? user_access_slow : kernel_access_slow)(vcpu, info, va, pc);

@@ -60,7 +60,7 @@ static RARE void kernel_block_slow(unsigned vcpu, void *data)
 /* A block's callback gets its start address. */
 static void on_user_block(unsigned vcpu, void *data)
 {
-    const struct vcpu *v = &vcpus[vcpu];
+    const struct vcpu *v = this_vcpu(vcpu);
 
     if (v->pending || untouched(v, TOUCH_FETCH, (uint64_t)(uintptr_t)data, true)) {
         user_block_slow(vcpu, data);
@@ -69,7 +69,7 @@ static void on_user_block(unsigned vcpu, void *data)
 
 static void on_kernel_block(unsigned vcpu, void *data)
 {
-    const struct vcpu *v = &vcpus[vcpu];
+    const struct vcpu *v = this_vcpu(vcpu);
     uint64_t va = (uint64_t)(uintptr_t)data;
 
     if (v->pending || va == atomic_load_explicit(&v->fault_handler, memory_order_relaxed) || untouched(v, TOUCH_FETCH, va, false)) {

@@ -98,6 +98,15 @@ static inline uint64_t touch_tag(uint64_t va, bool user)
     return (va >> PAGE_SHIFT << 1 | user) + 1;
 }
 
+/* A vCPU's address, kept in one register: else each field's is computed anew, and registers have to be saved for it. */
+static inline struct vcpu *this_vcpu(unsigned vcpu)
+{
+    struct vcpu *v = &vcpus[vcpu];
+
+    __asm__("" : "+r"(v));
+    return v;
+}
+
 /* Whether an access may be one to record; not, where its kind of access to the page was seen and no table was stored to since. */
 static inline bool untouched(const struct vcpu *v, enum touch kind, uint64_t va, bool user)
 {
