@@ -21,6 +21,9 @@ _BATCH_ROWS = 1 << 16
 _LINE_BYTES = 4096
 _CONSOLE_LINES = 100_000
 
+#: Why events are missing where the recording may leave some out.
+DROPPED = "the recorder was behind, and events were dropped"
+
 
 class Ingest(threading.Thread):
     """Reads until the stream ends. ``failure`` is what stopped it early; ``consumed`` the events committed so far;
@@ -107,9 +110,7 @@ class Ingest(threading.Thread):
         self._writer.append_rows(batch.rows(), batch.registers, batch.pdptes, batch.contents, batch.origins)
         self.consumed = self._writer.events
         for gap in batch.gaps:
-            self._lose(
-                gap, "the recorder was behind, and events were dropped" if self._may_drop else "events are missing in the capture stream"
-            )
+            self._lose(gap, DROPPED if self._may_drop else "events are missing in the capture stream")
 
     def lose_the_rest(self, by_vcpu: Sequence[int], cause: str) -> None:
         """After ``finish``: count what never came, by the number of events that each vCPU had."""

@@ -26,7 +26,7 @@ from tracer.check import check_machine
 from tracer.driver import FIRST_PROCESS, Driver, check_symbols
 from tracer.expect import not_shown
 from tracer.guest import Guest
-from tracer.ingest import Ingest
+from tracer.ingest import DROPPED, Ingest
 from tracer.qemu import Capture, Machine
 
 _POLL_SECONDS = 0.1
@@ -430,7 +430,9 @@ class Recording:
             raise self.ingest.failure
         self.writer.check_there()
         control = self.machine.control()
-        self.ingest.lose_the_rest(control.by_vcpu, "QEMU ended before it had written them")
+        # With the last record out, what is missing at the end was left out as well.
+        cause = DROPPED if control.closed and control.dropped else "QEMU ended before it had written them"
+        self.ingest.lose_the_rest(control.by_vcpu, cause)
         if self.engine is not None and self.engine.missed:
             self._lose(self.engine.missed, "control registers found changed by instructions that were not found in time")
         if control.tables_refused:
