@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from analyzer.comparison import broken, compare, limit
 from analyzer.reports import captures as captures_report
@@ -67,7 +68,8 @@ def command(
       shadowtrace diff --capture boot.db --log qemu.log
     """
     if capture:
-        if limits or any(options.values()):
+        context = click.get_current_context()
+        if limits or any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in options):
             raise UsageError("--fail-on, models and their parameters are for runs", "leave them out, or --capture")
         return _captures([left] if right is None else [left, right], log, common)
     if log is not None or common:

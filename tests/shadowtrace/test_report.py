@@ -56,14 +56,14 @@ Where the cache found its pages
   no paging      2      0..3  meta    4 x 2  4 x 1  50.0  4 x 1      1     1
 
 When
-  from   events  cr3  faults  of accesses  lookups  hit%  made  zapped  alive then
-  start      15    5       3            3       16  37.5    10       1           9
+  from   events  roots  faults  of accesses  lookups  hit%  made  zapped  alive then
+  start      15      5       3            3       16  37.5    10       1           9
 
 Who
-  program    spaces  cr3  lookups  hit%  made  faults
-  no paging       1    2        8  50.0     4       ·
-  gfn 0x1         1    2        6  16.7     5       2
-  gfn 0x5         1    1        2  50.0     1       1
+  program    spaces  roots  lookups  hit%  made  faults
+  no paging       1      2        8  50.0     4       ·
+  gfn 0x1         1      2        6  16.7     5       2
+  gfn 0x5         1      1        2  50.0     1       1
 
 One guest page, several shadow pages           One shadow page, several parents
   told apart                   now  peak         level  alive  several  most  chains  half empty
