@@ -23,7 +23,7 @@ import numpy as np
 
 from bench.capture import kept_stream
 from db.event import Kind
-from db.trace import TraceWriter
+from db.writer import TraceWriter
 from tracer import guest
 from tracer.ingest import Ingest
 from tracer.plugin import RECORD

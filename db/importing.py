@@ -10,7 +10,7 @@ from pathlib import Path
 from db.errors import UsageError
 from db.interchange import read_jsonl
 from db.storage import refuse_existing
-from db.trace import TraceWriter
+from db.writer import TraceWriter
 
 _BATCH = 65536
 

@@ -14,7 +14,7 @@ from rich.status import Status as Spinner
 from analyzer.reports.text import printable
 
 if TYPE_CHECKING:
-    from tracer.record import Status
+    from tracer.request import Status
 
 _LAST_LINE = 48
 

@@ -15,7 +15,8 @@ from shadowtrace.progress import recording_line
 from tracer import guest as guests
 from tracer.attach import Attachment, attach
 from tracer.qemu import Capture
-from tracer.record import Request, record
+from tracer.record import record
+from tracer.request import Request
 
 
 @click.command("record", context_settings={"ignore_unknown_options": False})

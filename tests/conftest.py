@@ -14,7 +14,8 @@ import pytest
 
 from tracer import guest, resources
 from tracer.apt import Apt
-from tracer.record import Outcome, Request, record
+from tracer.record import record
+from tracer.request import Outcome, Request
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 

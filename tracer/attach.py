@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from db.errors import ShadowtraceError, UsageError
-from db.trace import TraceWriter
+from db.writer import TraceWriter
 from tracer import gdb, plugin
 from tracer.gdbengine import EngineSession
 from tracer.qemu import MAX_RAM_BYTES, PIPE_BYTES, PIPE_SIZE_COMMAND, Capture
-from tracer.record import Outcome, Recording, Request, Status
+from tracer.recording import Recording
+from tracer.request import Outcome, Request, Status
 
 _CHECKED_PAGE = 4096
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from db.trace import TraceWriter
+from db.writer import TraceWriter
 from tracer.plugin import Batch, Gap, StreamParser
 
 _CHUNK = 1 << 20

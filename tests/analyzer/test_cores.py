@@ -13,7 +13,8 @@ from analyzer.outcome import outcome
 from analyzer.replay import CORES, choose_core, replay, replay_fast
 from db.errors import UsageError
 from db.event import Event, Kind, pack_words
-from db.trace import TraceReader, TraceWriter
+from db.trace import TraceReader
+from db.writer import TraceWriter
 from tests.analyzer.test_kernel import assert_same
 from tests.conftest import Boot, Cli
 

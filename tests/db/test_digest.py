@@ -8,7 +8,8 @@ import pytest
 
 from db.digest import digest
 from db.event import Event, Kind, pack_words
-from db.trace import TraceReader, TraceWriter
+from db.trace import TraceReader
+from db.writer import TraceWriter
 
 EVENTS = [
     Event(Kind.REGS, extra=(0x80000011, None, 0)),

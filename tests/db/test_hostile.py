@@ -15,7 +15,8 @@ import pytest
 
 from db.errors import TraceError
 from db.event import Event, Kind, pack_words
-from db.trace import TraceReader, TraceWriter, store_run
+from db.trace import TraceReader, store_run
+from db.writer import TraceWriter
 from tests.conftest import Cli
 
 RUN = {"model": "m", "parameters": "{}", "version": "v", "core": "c", "events": 0, "seconds": 0.0, "facts": "{}"}

@@ -12,8 +12,9 @@ from db import models
 from db.errors import TraceError, UsageError
 from db.opening import expected_schema
 from db.schema import SCHEMA_VERSION
-from db.trace import TraceReader, TraceWriter, store_run
+from db.trace import TraceReader, store_run
 from db.upgrade import upgrade
+from db.writer import TraceWriter
 from tests.conftest import Cli
 
 DATA = Path(__file__).resolve().parent.parent / "data"

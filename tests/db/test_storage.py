@@ -16,7 +16,8 @@ from db.errors import StorageError
 from db.event import Event, Kind, pack_words
 from db.private import private_folder, remove_dead
 from db.storage import Reserve, check_place, file_system
-from db.trace import TraceReader, TraceWriter, store_run
+from db.trace import TraceReader, store_run
+from db.writer import TraceWriter
 
 MOUNTS = r"""22 1 253:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 23 22 0:20 / /proc rw - proc proc rw

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from db.errors import TraceError, UsageError
 from db.event import Event, Kind, pack_words, signed, unpack_words, unsigned
-from db.trace import TraceReader, TraceWriter, store_run
+from db.trace import TraceReader, store_run
+from db.writer import TraceWriter
 
 NUMBERS = st.integers(0, (1 << 64) - 1)
 

@@ -17,8 +17,9 @@ from db.errors import ShadowtraceError
 from db.event import Event, Kind, pack_words
 from db.importing import import_jsonl
 from db.interchange import write_jsonl
-from db.trace import TraceReader, TraceWriter, store_run
+from db.trace import TraceReader, store_run
 from db.verify import verify
+from db.writer import TraceWriter
 from shadowtrace.__main__ import main
 from tracer.plugin import NO_WORD, REC_EFER, REC_PDPTES, REC_WORDS, RECORD, StreamParser
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tracer.images import assemble
-from tracer.record import Outcome, Request, record
+from tracer.record import record
+from tracer.request import Outcome, Request
 
 SOURCES = Path(__file__).with_name("metal")
 

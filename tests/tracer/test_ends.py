@@ -14,7 +14,8 @@ import pytest
 from db.trace import TraceReader
 from tests.conftest import Cli
 from tracer import guest
-from tracer.record import Request, record
+from tracer.record import record
+from tracer.request import Request
 
 pytestmark = pytest.mark.boot
 

@@ -9,8 +9,9 @@ import pytest
 
 from db.event import WRITE_SEEN_SHIFT, WRITE_SIZE, Event, Kind, Seen, unpack_words
 from db.rebuild import rebuild
-from db.trace import TraceReader, TraceWriter
+from db.trace import TraceReader
 from db.verify import verify
+from db.writer import TraceWriter
 from tests.tracer.metal import arguments, recorded
 from tracer import gdb, plugin, qemu
 from tracer.check import check_machine

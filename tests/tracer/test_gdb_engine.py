@@ -19,7 +19,8 @@ from tests.conftest import Cli
 from tests.tracer.test_known_guests import GUESTS, arguments
 from tracer import guest, qemu, resources
 from tracer.attach import Attachment, attach
-from tracer.record import Outcome, Request, record
+from tracer.record import record
+from tracer.request import Outcome, Request
 
 pytestmark = pytest.mark.boot
 

@@ -17,7 +17,8 @@ from tests.conftest import Cli
 from tests.tracer import names
 from tracer import guest, resources
 from tracer.expect import Expectation
-from tracer.record import Outcome, Request, record
+from tracer.record import record
+from tracer.request import Outcome, Request
 
 pytestmark = pytest.mark.boot
 

@@ -14,7 +14,7 @@ from db.verify import verify
 from tests.conftest import Cli
 from tests.tracer import metal
 from tracer.qemu import Capture
-from tracer.record import Outcome
+from tracer.request import Outcome
 
 pytestmark = pytest.mark.boot
 

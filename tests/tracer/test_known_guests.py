@@ -10,7 +10,8 @@ import pytest
 
 from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind
 from db.trace import TraceReader
-from tracer.record import Outcome, Request, record
+from tracer.record import record
+from tracer.request import Outcome, Request
 
 pytestmark = pytest.mark.boot
 

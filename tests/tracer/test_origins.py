@@ -14,7 +14,8 @@ from db.trace import TraceReader
 from tests.conftest import Boot
 from tests.tracer.metal import recorded
 from tracer import guest, kernelimage, symbols
-from tracer.record import Request, record
+from tracer.record import record
+from tracer.request import Request
 
 FIRMWARE = 0xF0000
 

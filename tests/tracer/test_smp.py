@@ -14,7 +14,8 @@ from analyzer.replay import feed
 from db.event import Kind
 from db.trace import TraceReader
 from tracer import guest
-from tracer.record import Outcome, Request, record
+from tracer.record import record
+from tracer.request import Outcome, Request
 from x86.registers import Mode
 
 pytestmark = pytest.mark.boot
