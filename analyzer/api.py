@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer import replay
+from analyzer import facttables, replay
 from analyzer.inventory import Inventory, inventory
 from analyzer.model import MODELS, parameters
 from analyzer.replay import Run
@@ -28,6 +28,7 @@ from db.trace import TraceReader
 if TYPE_CHECKING:
     import pandas
     import pyarrow
+    from pandas import DataFrame
 
 #: The dtype of ``Trace.numpy``: a row of the table ``event``, numbers unsigned.
 EVENT = np.dtype([("seq", "<u8"), ("kind", "u1"), ("vcpu", "u1"), ("flags", "u1"), ("addr", "<u8"), ("value", "<u8")])
@@ -153,6 +154,16 @@ class Trace:
             raise UsageError(f"a parameter is unknown: {', '.join(changes)}", f"parameters: {known}") from error
         run, _ = replay.run(self._reader, model, chosen, _version())
         return run
+
+    @staticmethod
+    def fact_table(run: Run, name: str) -> pyarrow.Table:
+        """A fact of a run that is a list (``roles``, ``spaces``, ``over_time.buckets``, ...) as an Arrow table, a row an entry."""
+        return facttables.table(run.facts, name)
+
+    @staticmethod
+    def fact_frame(run: Run, name: str) -> DataFrame:
+        """The same as a DataFrame."""
+        return facttables.frame(run.facts, name)
 
     def sql(self, query: str) -> list[dict[str, Any]]:
         """The rows of a read-only query; numbers as the file holds them, 64 bits in two's complement."""

@@ -121,6 +121,18 @@ def test_replay_and_sql(path: Path) -> None:
         assert len(trace) == 6
 
 
+def test_facts_that_are_lists_as_tables(path: Path) -> None:
+    with analyzer.open(path) as trace:
+        run = trace.replay()
+        roles = trace.fact_frame(run, "roles")
+        assert roles["made"].sum() == run.facts["get_page"]["misses"]
+        assert roles.to_dict("list")["level"] == [role["level"] for role in run.facts["roles"]]
+        buckets = trace.fact_table(run, "over_time.buckets")
+        assert buckets.num_rows == len(run.facts["over_time"]["buckets"])
+        with pytest.raises(UsageError, match="no fact called"):
+            trace.fact_table(run, "get_page")
+
+
 @pytest.mark.parametrize("form", ["parquet", "perfetto"])
 def test_binary_formats_want_a_file_and_replace_no_trace(form: str, path: Path, cli: Cli) -> None:
     done = cli("export", path, "--format", form)
