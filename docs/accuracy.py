@@ -16,10 +16,11 @@ from analyzer.facts import Facts, facts
 from analyzer.mmu import Mmu
 from analyzer.model import parameters
 from analyzer.outcome import outcome
-from analyzer.replay import feed
+from analyzer.replay import feed, run
 from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, Event, Kind
 from db.rebuild import Cpu, Rebuilt
 from db.trace import TraceReader
+from shadowtrace import __version__
 from tracer.driver import FIRST_PROCESS
 from x86.paging import PAGE_BYTES, PRESENT, Table, child_gfn, index_shift, is_big_page, roots
 from x86.registers import Mode
@@ -159,11 +160,8 @@ def lingering(program: Path, guest: str, folder: Path) -> str:
         trace = folder / f"{guest}-{linger}.db"
         subprocess.run([program, "record", guest, "-o", trace, "--linger", str(linger), "--deterministic"], check=True)
         with TraceReader(trace) as opened:
-            mmu = Mmu(parameters("kvm-2.6.20"))
-            for event in opened.events():
-                feed(mmu, event)
+            found = run(opened, "kvm-2.6.20", parameters("kvm-2.6.20"), __version__)[0].facts
         trace.unlink()
-        found = facts(mmu)
         kinds, contents = found["events"], found["contents"]
         counts = (kinds["write"], kinds["page"], contents["on_shadowed"], contents["changed"], found["zaps"]["flood"])
         rows.append(f"| {linger} | " + " | ".join(f"{count:,}" for count in counts) + " |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import random
@@ -28,8 +29,8 @@ pytestmark = pytest.mark.boot
 PROGRAM = Path(sys.executable).with_name("shadowtrace")
 VICTIMS = ["shadowtrace", "qemu-system-x86", "gdb"]
 
-#: Seconds after QEMU's start within which a kill may fall: about what half a million events take.
-SPAN = 8.0
+#: Seconds after QEMU's start within which a kill may fall: well before a million events are recorded.
+SPAN = 4.0
 
 #: Kills of each part where the moments are many.
 MANY = int(os.environ.get("FAULTS_KILLS") or 50)
@@ -70,7 +71,7 @@ def control_of(pid: int) -> mmap.mmap | None:
 
 def killed(victim: str, moment: float, trace: Path) -> Kill:
     """Record a boot, kill a part of it after ``moment`` seconds, and wait until all is over."""
-    command = [PROGRAM, "record", "cloud-amd64", "-o", trace, "--events", "500000"]
+    command = [PROGRAM, "record", "cloud-amd64", "-o", trace, "--events", "1000000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         children: dict[str, int] = {}
         deadline = time.monotonic() + 120
@@ -85,7 +86,8 @@ def killed(victim: str, moment: float, trace: Path) -> Kill:
         time.sleep(moment)
         alive = process.poll() is None
         if alive:
-            os.kill(process.pid if victim == "shadowtrace" else children[victim], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid if victim == "shadowtrace" else children[victim], signal.SIGKILL)
         out, err = process.communicate(timeout=300)
         deadline = time.monotonic() + 20
         while any(Path(f"/proc/{pid}").exists() for pid in children.values()) and time.monotonic() < deadline:

@@ -98,9 +98,10 @@ def test_the_same_trace_gives_the_same_bytes(verb: list[str], tmp_path: Path, cl
     assert cli("record", "bare", "-o", tmp_path / "t.db").returncode == 0
     outs = set()
     for seed in ("0", "1", "4711"):
-        copy = tmp_path / f"{seed}.db"
+        copy = tmp_path / seed / "t.db"
+        copy.parent.mkdir()
         copy.write_bytes((tmp_path / "t.db").read_bytes())
-        done = cli(verb[0], copy, *verb[1:], PYTHONHASHSEED=seed)
+        done = cli(verb[0], copy.name, *verb[1:], cwd=copy.parent, PYTHONHASHSEED=seed)
         assert done.returncode == 0, done.stderr
         outs.add(done.stdout)
         if "json" in verb:
