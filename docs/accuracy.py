@@ -34,6 +34,9 @@ _LINGER_TEXT = """\
 When the last link to a table goes, its page is watched for so many more stores (`--linger`) and then forgotten, because it will be data
 soon. A model that keeps a shadow page of it longer than that misses what is stored there afterwards; when the page is linked again, its
 content arrives, and where it differs from what the model held, the model had a stale page until then.
+
+What is chosen: 64 stores. Far fewer are enough for the design, which zaps a table at its third store in a row; the rest is for models
+that wait longer (`--flood` up to 64), and costs events, not time.
 """
 
 #: What is compared: name, and where it is in the facts.
