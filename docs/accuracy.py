@@ -36,7 +36,7 @@ soon. A model that keeps a shadow page of it longer than that misses what is sto
 content arrives, and where it differs from what the model held, the model had a stale page until then.
 
 What is chosen: 64 stores. Far fewer are enough for the design, which zaps a table at its third store in a row; the rest is for models
-that wait longer (`--flood` up to 64), and costs events, not time.
+that wait longer (`--flood` up to 64), and costs events.
 """
 
 #: What is compared: name, and where it is in the facts.
