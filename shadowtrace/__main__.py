@@ -98,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # click's own answer to a closed pipe: the reader of our output has seen enough.
         return 0
     except BrokenPipeError:
-        # The reader of our output has seen enough; Python would complain once more when it flushes at exit.
-        sys.stdout = None
+        # The reader of our output has seen enough.
+        _let_go_of_output()
         return 0
     except Exception as error:
         if os.environ.get("SHADOWTRACE_DEBUG"):
@@ -136,9 +136,18 @@ def _unforeseen(error: Exception) -> int:
         sentence, hint = f"{type(error).__name__}: {error}", "this is a defect; SHADOWTRACE_DEBUG=1 shows where it is"
     _say(sentence, hint)
     if isinstance(error, OSError):
-        # What could not be written must not be tried again at exit.
-        sys.stdout = None
+        _let_go_of_output()
     return EXIT_OURS
+
+
+def _let_go_of_output() -> None:
+    """What could not be written would be tried once more, and complained of, when Python ends: let it go nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,9 @@ def test_a_damaged_page_of_a_trace_is_one_sentence(cli: Cli, boot: Boot, tmp_pat
 def test_a_running_recording_is_reported_as_that_and_cannot_be_replaced(cli: Cli, tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("shadowtrace")
     trace = tmp_path / "t.db"
-    with subprocess.Popen([program, "record", "cloud-amd64", "-o", trace], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [program, "record", "memtest86", "--for", "300", "-o", trace], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         deadline = time.monotonic() + 60
         while cli("verify", trace).returncode == 2 and time.monotonic() < deadline:
             time.sleep(0.1)
