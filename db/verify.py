@@ -193,6 +193,8 @@ def _events(trace: TraceReader, findings: dict[str, Finding]) -> None:
     """What takes a walk over the events: contents, links, the tables they rebuild."""
     recorded = trace.recording["source"] == "record"
     rebuilt, reach, frames = Rebuilt(), _Reach(), set()
+    #: Contents come just before what links them: the last ones may be those of a trace that was cut between the two.
+    unlinked: set[int] = set()
     for event in trace.events(TABLE_KINDS):
         if recorded and event.kind == Kind.WRITE and event.addr >> PAGE_SHIFT not in rebuilt.pages:
             findings["content-before-use"].fail(f"a store to {event.addr:#x} comes before its page's content")
@@ -203,8 +205,11 @@ def _events(trace: TraceReader, findings: dict[str, Finding]) -> None:
             continue
         reach.take(event, rebuilt)
         if event.kind == Kind.PAGE:
-            frames.add(event.addr >> PAGE_SHIFT)
-        elif event.kind == Kind.CR3 and recorded and rebuilt.cpus[event.vcpu].mode and event.addr & BASE64 >= trace.recording["ram_bytes"]:
+            unlinked.add(event.addr >> PAGE_SHIFT)
+            continue
+        frames |= unlinked
+        unlinked.clear()
+        if event.kind == Kind.CR3 and recorded and rebuilt.cpus[event.vcpu].mode and event.addr & BASE64 >= trace.recording["ram_bytes"]:
             findings["cr3-in-ram"].fail(f"cr3 {event.addr:#x}")
     for gfn in sorted(frames - reach.frames()) if recorded else ():
         findings["linked"].fail(f"no walk from any root reaches page {gfn:#x}")
