@@ -59,10 +59,9 @@ def reader(data: bytes) -> None:
 def verbs(data: bytes) -> None:
     """A trace file, by the command line: an exit code of ours, and never what no verb expected."""
     path = _file("verbs.db", data)
-    os.environ["SHADOWTRACE_DEBUG"] = "1"
     for arguments in (["report"], ["replay", "--format", "json"], ["verify"], ["export"], ["report", "--format", "json"]):
         out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        with patch.dict(os.environ, SHADOWTRACE_DEBUG="1"), contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             code = main([*arguments[:1], str(path), *arguments[1:]])
         assert code in (0, 1, 2), (arguments, code, out.getvalue())
         assert not any(c < " " and c not in "\n\t" for c in out.getvalue()), arguments
