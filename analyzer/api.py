@@ -156,6 +156,11 @@ class Trace:
         return run
 
     @staticmethod
+    def fact_objects(run: Run) -> Any:
+        """All facts of a run as frozen dataclasses: ``fact_objects(run).get_page.hits``."""
+        return facttables.objects(run.facts)
+
+    @staticmethod
     def fact_table(run: Run, name: str) -> pyarrow.Table:
         """A fact of a run that is a list (``roles``, ``spaces``, ``over_time.buckets``, ...) as an Arrow table, a row an entry."""
         return facttables.table(run.facts, name)

@@ -1,8 +1,10 @@
-"""Facts that are lists, such as roles, address spaces and phases, as Arrow tables and pandas frames (the ``arrow`` extra)."""
+"""Facts for notebooks: all as dataclasses; those that are lists as Arrow tables and pandas frames (the ``arrow`` extra)."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import make_dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from analyzer.arrow import library
@@ -12,6 +14,9 @@ from db.errors import UsageError
 if TYPE_CHECKING:
     import pandas
     import pyarrow
+
+#: Facts that count by cause: only causes that occurred are there.
+_BY_CAUSE = {"deaths", "emptied", "zaps"}
 
 
 def names(facts: Facts, prefix: str = "") -> list[str]:
@@ -56,3 +61,26 @@ def _flat(entry: Facts, prefix: str = "") -> Facts:
         else:
             row[prefix + key] = json.dumps(value) if isinstance(value, list | tuple) else value
     return row
+
+
+def objects(facts: Facts) -> Any:
+    """The facts as frozen dataclasses: ``facts["get_page"]["hits"]`` is ``.get_page.hits``, a list a tuple of dataclasses.
+
+    A class is named after the fact, as ``Roles``. What counts by causes or numbers that happened to occur, such as deaths and histograms,
+    stays a dictionary. ``dataclasses.asdict`` gives ``facts`` again, with tuples for lists.
+    """
+    return _object("facts", facts)
+
+
+def _object(name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_object(name, entry) for entry in value)
+    if not isinstance(value, dict):
+        return value
+    fields = {key: _object(key, entry) for key, entry in value.items()}
+    return fields if name in _BY_CAUSE or not all(key.isidentifier() for key in fields) else _class(name, tuple(fields))(**fields)
+
+
+@cache
+def _class(name: str, fields: tuple[str, ...]) -> type[Any]:
+    return make_dataclass(name.title().replace("_", ""), fields, frozen=True)

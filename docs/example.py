@@ -26,10 +26,8 @@ with analyzer.open(sys.argv[1]) as trace:
 
     # Would a quarter of the pages do? Facts are what docs/counters.md defines.
     run = trace.replay("kvm-2.6.20", pages=64)
-    facts = run.facts
-    print(
-        f"with 64 shadow pages: {facts['get_page']['hits']:,} hits of {facts['get_page']['lookups']:,}, {facts['access']['faults']:,} faults"
-    )
+    facts = trace.fact_objects(run)
+    print(f"with 64 shadow pages: {facts.get_page.hits:,} hits of {facts.get_page.lookups:,}, {facts.access.faults:,} faults")
 
     # Which kinds of shadow page are made again and again? A fact that is a list is a frame.
     roles = trace.fact_frame(run, "roles").sort_values("made", ascending=False)

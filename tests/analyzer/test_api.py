@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +126,9 @@ def test_replay_and_sql(path: Path) -> None:
 def test_facts_that_are_lists_as_tables(path: Path) -> None:
     with analyzer.open(path) as trace:
         run = trace.replay()
+        told = trace.fact_objects(run)
+        assert told.get_page.hits == run.facts["get_page"]["hits"]
+        assert json.loads(json.dumps(dataclasses.asdict(told))) == json.loads(json.dumps(run.facts))
         roles = trace.fact_frame(run, "roles")
         assert roles["made"].sum() == run.facts["get_page"]["misses"]
         assert roles.to_dict("list")["level"] == [role["level"] for role in run.facts["roles"]]
