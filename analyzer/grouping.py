@@ -20,7 +20,7 @@ from analyzer.outcome import Outcome
 from analyzer.overtime import phase_of
 from analyzer.rows import Rows, rows_of
 from analyzer.running import Ints, pairs
-from analyzer.spaces import Spaces, spaces
+from analyzer.spaces import Spaces, spaces, unnamed
 from analyzer.story import Story
 from x86.registers import Mode
 
@@ -116,7 +116,10 @@ def _space(ground: _Ground) -> tuple[Ints, Labels]:
 def labels(known: Spaces) -> list[str]:
     """Each address space told from all others: its program, the frame of its root, which program of that frame it is, the mode."""
     names = [
-        f"{space.name} @{space.gfn:#x}.{space.generation}" if space.glevels and space.generation else space.name for space in known.all
+        f"{space.name} @{space.gfn:#x}.{space.generation}"
+        if space.glevels and space.name != unnamed(space.gfn, space.generation)
+        else space.name
+        for space in known.all
     ]
     often = Counter(names)
     return [f"{name} ({Mode(space.glevels).label})" if often[name] > 1 else name for name, space in zip(names, known.all, strict=True)]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from sqlalchemy import func, select
 
-from analyzer.story import Mark, Name, Story
+from analyzer.stays import History
+from analyzer.story import Mark, Root, Story
 from db.event import Kind
 from db.trace import TraceReader
 
 
 def story(trace: TraceReader) -> Story:
-    """The marks and the names of programs of a trace."""
+    """The marks and the address spaces of a trace."""
     marks = sorted(trace.rows("mark"), key=lambda row: (row["seq"], row["id"]))
     bounds = [row["seq"] for row in marks] + [trace.count()]
     found = tuple(Mark(row["name"], row["seq"] + 1, _accesses(trace, row["seq"], bounds[i + 1])) for i, row in enumerate(marks))
-    names = tuple(Name(row["root_gfn"], row["seq"] + 1, row["comm"]) for row in trace.rows("address_space"))
-    return Story(found, names)
+    roots = tuple(Root(space.root_gfn, space.first, space.comm) for space in History(trace).generations)
+    return Story(found, roots)
 
 
 def _accesses(trace: TraceReader, after: int, last: int) -> int:

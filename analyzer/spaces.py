@@ -1,9 +1,7 @@
 """Address spaces: which one each row of a journal belongs to, what they are called, and what each did.
 
 An address space is the paging levels in force and the frame in cr3; without paging there is one for the whole machine. A
-frame can be the root of one program after another, so the names of programs part its time into generations. A name is learnt
-while the program runs: it holds from the cr3 load that the vCPU was then on - the first of them, where it loaded that frame
-several times in a row - up to the next program of the frame.
+frame is the root of one address space after another, its generations: ``analyzer.stays`` has told them apart.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import numpy as np
 from analyzer.journal import What
 from analyzer.rows import Rows
 from analyzer.running import Ints, count
-from analyzer.story import Name, Story
+from analyzer.story import Root, Story
 
 _NEVER = 1 << 62
 
@@ -28,9 +26,9 @@ class AddressSpace:
     gfn: int
     """Frame in cr3; 0 without paging."""
     generation: int
-    """How many programs with this root were named up to it: 0 before the first."""
+    """From 0, for each root frame."""
     name: str
-    """The program's, raw, as the guest has it; ``gfn 0x..`` where none is known."""
+    """The program's, raw, as the guest has it; ``gfn 0x..`` where none is known, with the generation behind a point from 1 on."""
     loads: int
     """Times a vCPU took its roots: cr3 loads with paging on, and changes of mode."""
     lookups: int
@@ -56,14 +54,15 @@ def spaces(rows: Rows, story: Story) -> Spaces:
     switches = rows.of(What.SWITCHED)
     glevels = rows.cause[switches]
     gfn = np.where(glevels > 0, rows.page[switches] | rows.other[switches] << 32, 0)
-    generation = _generations(rows, switches, glevels, gfn, story.names)
+    firsts = _firsts(story.roots)
+    generation = _generations(rows.event[switches], np.where(glevels > 0, gfn, -1), firsts)
     keys = np.stack((glevels, gfn, generation), axis=1)
     unique, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
     of_row = place[which.reshape(-1)][_switch_of(rows, switches)]
-    return Spaces(_describe(rows, unique[order].tolist(), of_row, story.names), of_row)
+    return Spaces(_describe(rows, unique[order].tolist(), of_row, firsts), of_row)
 
 
 def _switch_of(rows: Rows, switches: Ints) -> Ints:
@@ -77,22 +76,21 @@ def _switch_of(rows: Rows, switches: Ints) -> Ints:
     return out
 
 
-def _generations(rows: Rows, switches: Ints, glevels: Ints, gfn: Ints, names: tuple[Name, ...]) -> Ints:
-    """For each switch, how many names its frame had got by the time that the vCPU left the frame."""
-    known: dict[int, list[int]] = {}
-    for name in names:
-        known.setdefault(name.gfn, []).append(name.first)
-    generation = np.zeros(len(switches), np.int64)
-    left = np.full(len(switches), _NEVER, np.int64)
-    for vcpu in np.unique(rows.vcpu[switches]).tolist():
-        own = np.flatnonzero(rows.vcpu[switches] == vcpu)
-        event = rows.event[switches[own]]
-        moves = np.flatnonzero((gfn[own][1:] != gfn[own][:-1]) | (glevels[own][1:] != glevels[own][:-1])) + 1
-        following = np.searchsorted(moves, np.arange(len(own)), side="right")
-        left[own] = np.concatenate((event[moves], [_NEVER]))[following]
-    for frame, firsts in known.items():
-        at = np.flatnonzero((gfn == frame) & (glevels > 0))
-        generation[at] = np.searchsorted(np.sort(np.array(firsts)), left[at], side="right")
+def _firsts(roots: tuple[Root, ...]) -> dict[int, list[Root]]:
+    """The generations of each frame."""
+    found: dict[int, list[Root]] = {}
+    for root in roots:
+        found.setdefault(root.gfn, []).append(root)
+    return found
+
+
+def _generations(events: Ints, gfn: Ints, known: dict[int, list[Root]]) -> Ints:
+    """For switches at these events to these frames, the last generation that has begun."""
+    generation = np.zeros(len(events), np.int64)
+    for frame, roots in known.items():
+        if len(roots) > 1:
+            at = np.flatnonzero(gfn == frame)
+            generation[at] = np.searchsorted([root.first for root in roots[1:]], events[at], side="right")
     return generation
 
 
@@ -110,16 +108,13 @@ def to_neighbours(rows: Rows) -> int:
     return total
 
 
-def _describe(rows: Rows, keys: list[list[int]], of_row: Ints, names: tuple[Name, ...]) -> list[AddressSpace]:
+def _describe(rows: Rows, keys: list[list[int]], of_row: Ints, known: dict[int, list[Root]]) -> list[AddressSpace]:
     size = len(keys)
     by_what = {what: count(of_row[rows.of(what)], size) for what in (What.SWITCHED, What.FOUND, What.MADE, What.FAULT)}
     first = np.full(size, _NEVER, np.int64)
     last = np.zeros(size, np.int64)
     np.minimum.at(first, of_row, rows.event)
     np.maximum.at(last, of_row, rows.event)
-    called: dict[int, list[str]] = {}
-    for name in sorted(names, key=lambda name: name.first):
-        called.setdefault(name.gfn, []).append(name.name)
     found = []
     for i, (glevels, gfn, generation) in enumerate(keys):
         hits, made = by_what[What.FOUND][i], by_what[What.MADE][i]
@@ -128,7 +123,7 @@ def _describe(rows: Rows, keys: list[list[int]], of_row: Ints, names: tuple[Name
                 glevels,
                 gfn,
                 generation,
-                "no paging" if not glevels else called[gfn][generation - 1] if generation else f"gfn {gfn:#x}",
+                _name(gfn, generation, known) if glevels else "no paging",
                 by_what[What.SWITCHED][i],
                 hits + made,
                 hits,
@@ -139,3 +134,13 @@ def _describe(rows: Rows, keys: list[list[int]], of_row: Ints, names: tuple[Name
             )
         )
     return found
+
+
+def _name(gfn: int, generation: int, known: dict[int, list[Root]]) -> str:
+    name = known[gfn][generation].name if gfn in known else None
+    return unnamed(gfn, generation) if name is None else name
+
+
+def unnamed(gfn: int, generation: int) -> str:
+    """What an address space is called whose program is not known."""
+    return f"gfn {gfn:#x}" + (f".{generation}" if generation else "")

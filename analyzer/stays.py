@@ -3,13 +3,15 @@
 A page directory's frame is used again by another process, so an address space is a root frame and its generation. A frame
 that is loaded after its content was recorded anew while it was not loaded is the next generation: it had ceased to be a root
 in between. A name holds for the generation in which the recording learnt it; a second name begins one of its own, as an exec
-does that gets the frame it had.
+does that gets the frame it had, with the load during which it was learnt. Loads of a frame that is loaded already are one stay.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from db.event import Kind
 from db.queries import ROOTS
@@ -43,6 +45,15 @@ class Stay:
     end: int
 
 
+@dataclass
+class _Loaded:
+    """What a vCPU has loaded, since which event, and how many times in a row."""
+
+    space: Space
+    since: int
+    loads: int = 1
+
+
 class History:
     """Every address space of a trace, and every stay of each, in the order in which they end."""
 
@@ -50,14 +61,18 @@ class History:
         self.stays: list[Stay] = []
         self._generations: dict[int, list[Space]] = {}
         self._firsts: dict[int, list[int]] = {}
-        self._loaded: dict[int, tuple[Space, int]] = {}
+        self._loaded: dict[int, _Loaded] = {}
         self._read(trace)
 
     @property
     def spaces(self) -> list[Space]:
         """Every address space that was loaded, in order of appearance."""
-        found = (space for generations in self._generations.values() for space in generations if space.loads or space.resident)
-        return sorted(found, key=lambda space: (space.first, space.root_gfn))
+        return sorted((space for space in self.generations if space.loads), key=lambda space: (space.first, space.root_gfn))
+
+    @property
+    def generations(self) -> Iterator[Space]:
+        """Those that were named and never loaded besides; each frame's in order."""
+        return chain.from_iterable(self._generations.values())
 
     def at(self, seq: int, root_gfn: int) -> Space | None:
         """The address space that this root was at an event; ``None`` for a frame that was never loaded until then."""
@@ -71,19 +86,22 @@ class History:
             while names and names[-1]["seq"] < seq:
                 self._name(**names.pop())
             if kind == Kind.PAGE:
-                if all(space.root_gfn != gfn for space, _ in self._loaded.values()):
+                if all(loaded.space.root_gfn != gfn for loaded in self._loaded.values()):
                     fresh[gfn] = seq
                 continue
-            if vcpu in self._loaded:
-                self._leave(vcpu, seq)
+            loaded = self._loaded.get(vcpu)
+            if loaded and loaded.space.root_gfn == gfn:
+                loaded.loads += 1
+                continue
+            if loaded:
+                self._leave(loaded, vcpu, seq)
             begin = fresh.pop(gfn, None)
             space = self._begin(gfn, begin or seq) if begin or gfn not in self._generations else self._generations[gfn][-1]
-            space.loads += 1
-            self._loaded[vcpu] = (space, seq)
+            self._loaded[vcpu] = _Loaded(space, seq)
         while names:
             self._name(**names.pop())
-        for vcpu in self._loaded:
-            self._leave(vcpu, trace.count() + 1)
+        for vcpu, loaded in self._loaded.items():
+            self._leave(loaded, vcpu, trace.count() + 1)
 
     def _begin(self, gfn: int, first: int) -> Space:
         generations = self._generations.setdefault(gfn, [])
@@ -95,15 +113,13 @@ class History:
         generations = self._generations.get(root_gfn)
         space = generations[-1] if generations else self._begin(root_gfn, seq + 1)
         if space.comm is not None:
-            space = self._begin(root_gfn, seq + 1)
-            for vcpu, (old, _since) in list(self._loaded.items()):
-                if old.root_gfn == root_gfn:
-                    self._leave(vcpu, seq + 1)
-                    self._loaded[vcpu] = (space, seq + 1)
+            within = [loaded for loaded in self._loaded.values() if loaded.space is space]
+            space = self._begin(root_gfn, min((loaded.since for loaded in within), default=seq + 1))
+            for loaded in within:
+                loaded.space = space
         space.pid, space.comm = pid, comm
 
-    def _leave(self, vcpu: int, end: int) -> None:
-        space, since = self._loaded[vcpu]
-        space.resident += end - since
-        if end > since:
-            self.stays.append(Stay(space, vcpu, since, end))
+    def _leave(self, loaded: _Loaded, vcpu: int, end: int) -> None:
+        loaded.space.loads += loaded.loads
+        loaded.space.resident += end - loaded.since
+        self.stays.append(Stay(loaded.space, vcpu, loaded.since, end))

@@ -1,4 +1,4 @@
-"""What a trace knows beyond the model: when the phases of the boot began, and which program a root belongs to."""
+"""What a trace knows beyond the model: when the phases of the boot began, and whose root a frame was when."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Name:
-    """What a program that was executed is called."""
+class Root:
+    """From when on a frame is the top table of another address space than before."""
 
     gfn: int
-    """Frame of its top table."""
     first: int
-    """Number of the first event after the naming."""
-    name: str
-    """As the guest has it: never to be shown raw."""
+    """Number of the first event in it."""
+    name: str | None = None
+    """The program's, as the guest has it: never to be shown raw. ``None`` where none was learnt."""
 
 
 @dataclass(frozen=True)
 class Story:
-    """All of it, in order of events; nothing where nothing is known."""
+    """All of it, marks and the roots of each frame in order of events; nothing where nothing is known."""
 
     marks: tuple[Mark, ...] = ()
-    names: tuple[Name, ...] = ()
+    roots: tuple[Root, ...] = ()

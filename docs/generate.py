@@ -85,10 +85,11 @@ _FACTS = {
     " through entries 256 and up of a long-mode root, or through quadrant 3 of a two-level one; false where none does; null where both do"
     " or neither can be told), and the names of the address spaces that it is part of",
     "spaces": "address spaces in order of first use: paging levels, the frame in cr3 (0 without paging, one space for the machine),"
-    " generation (programs with that root that were named up to it) and name; `loads`: times a vCPU took its roots, by a cr3 load with"
+    " generation and name, `gfn 0x..` where none was learnt; `loads`: times a vCPU took its roots, by a cr3 load with"
     " paging on or a change of mode; look-ups, hits, pages made and faults while a vCPU was in it; first and last event of these;"
-    " `pages_now`: live pages its roots lead to at the end. A name holds from the cr3 load during which it was learnt, the first of several"
-    " in a row to one frame, until the frame's next name; a fork's child counts to the program before until it executes another",
+    " `pages_now`: live pages its roots lead to at the end. A generation begins where a frame's content was recorded anew while it was not"
+    " loaded, because it was freed and used again, and with the cr3 load during which the frame got a second name, the first of several in"
+    " a row; a fork's child has no name until it executes a program",
     "processes": "address spaces of one name together, those with the most look-ups first",
     "space_sharing.peak": "when most pages had several parents at once (after `event`; the end where none ever had). `by_level`: live pages"
     " that the roots of no address space lead to, of one, of several, and the most spaces that one page is part of. The roots of a space"

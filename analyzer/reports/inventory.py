@@ -82,7 +82,7 @@ def _counts(name: str, kinds: dict[str, int]) -> tuple[str, ...]:
 
 
 def _spaces(found: Inventory, most: int | None) -> str:
-    whole = sum(space.resident for space in found.spaces)
+    whole = found.events * found.recording["vcpus"]
     order: list[Any] = sorted(found.spaces, key=lambda space: (-space.resident, space.first))[:most]
     rows = [("address space", "root", "cr3 loads", "events", "%", "from", "")]
     for space in order:

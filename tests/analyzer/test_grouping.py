@@ -11,7 +11,7 @@ from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, Group, arranged, grouped
 from analyzer.mmu import Mmu
 from analyzer.model import parameters
 from analyzer.outcome import Outcome, outcome
-from analyzer.story import Name, Story
+from analyzer.story import Root, Story
 from tests.analyzer.guests import Step, apply, start, steps
 from tests.analyzer.test_overtime import MARKS
 from tests.analyzer.test_spaces import two_programs
@@ -57,9 +57,9 @@ def test_each_key_leaves_out_what_has_no_answer_to_it() -> None:
 
 
 def test_programs_of_one_name_are_one_process_and_two_spaces() -> None:
-    names = Story(names=(Name(1, 7, "sh"), Name(5, 15, "sh")))
+    names = Story(roots=(Root(1, 5, "sh"), Root(5, 5), Root(5, 13, "sh")))
     assert short(grouped(end(), names, ("process",)), "process", "faults") == [("no paging", 0), ("sh", 4)]
-    assert short(grouped(end(), names, ("space",)), "space", "faults") == [("no paging", 0), ("sh @0x1.1", 2), ("sh @0x5.1", 2)]
+    assert short(grouped(end(), names, ("space",)), "space", "faults") == [("no paging", 0), ("sh @0x1.0", 2), ("sh @0x5.1", 2)]
 
 
 def test_rows_are_sorted_by_a_count_or_a_key_and_cut() -> None:

@@ -7,16 +7,16 @@ from analyzer.mmu import Mmu
 from analyzer.outcome import outcome
 from analyzer.rows import rows_of
 from analyzer.spaces import AddressSpace, spaces, to_neighbours
-from analyzer.story import Name, Story
+from analyzer.story import Root, Story
 from tests.analyzer.test_mmu import LONG, PAE, READ, TWO_LEVEL, enter, long_guest, make, words32
 
 
-def known(mmu: Mmu, *names: Name) -> list[AddressSpace]:
-    return spaces(rows_of(mmu.journal.finish()), Story(names=names)).all
+def known(mmu: Mmu, *roots: Root) -> list[AddressSpace]:
+    return spaces(rows_of(mmu.journal.finish()), Story(roots=roots)).all
 
 
-def told(mmu: Mmu, *names: Name) -> Facts:
-    return facts(outcome(mmu), Story(names=names))
+def told(mmu: Mmu, *roots: Root) -> Facts:
+    return facts(outcome(mmu), Story(roots=roots))
 
 
 def two_programs() -> Mmu:
@@ -89,48 +89,36 @@ def test_the_peak_of_sharing_is_before_the_shared_table_dies() -> None:
     assert (level1["in_none"], level1["in_several"]) == (1, 0)
 
 
-def test_a_name_holds_from_the_load_it_was_learnt_in() -> None:
-    """A program is named after event 14, while frame 5 is loaded since event 13: the load and all after it are the program's.
-
-    Another takes the frame later and is named at once; what frame 1 did is nobody's.
-    """
+def test_a_frame_is_one_space_after_another() -> None:
+    """Frame 5 is sh's at its load of event 13, and a root of no name from event 17, loaded at event 17."""
     mmu = two_programs()
     mmu.cr3(0, 0x5000)
     mmu.access(0, 0, *READ)
     mmu.cr3(0, 0x1000)
-    names = (Name(5, 15, "sh"), Name(5, 18, "ls"))
-    assert [(space.name, space.generation, space.loads) for space in known(mmu, *names)] == [
+    roots = (Root(1, 4, "init"), Root(5, 13, "sh"), Root(5, 17))
+    assert [(space.name, space.generation, space.loads) for space in known(mmu, *roots)] == [
         ("no paging", 0, 2),
-        ("gfn 0x1", 0, 3),
-        ("sh", 1, 1),
-        ("ls", 2, 1),
+        ("init", 0, 3),
+        ("sh", 0, 1),
+        ("gfn 0x5.1", 1, 1),
     ]
     # The frame is the second program's now: its roots count for it alone.
-    pages = {space["name"]: space["pages_now"] for space in told(mmu, *names)["spaces"]}
-    assert (pages["sh"], pages["ls"]) == (0, 5)
+    pages = {space["name"]: space["pages_now"] for space in told(mmu, *roots)["spaces"]}
+    assert (pages["sh"], pages["gfn 0x5.1"]) == (0, 5)
 
 
-def test_loads_of_one_frame_in_a_row_are_one_stay() -> None:
-    mmu = two_programs()
-    mmu.cr3(0, 0x1000)
-    mmu.cr3(0, 0x1000)
-    last = mmu.counters.events_total
-    assert [(space.name, space.loads) for space in known(mmu, Name(1, last + 1, "init"))] == [
-        ("no paging", 0 + 2),
-        ("gfn 0x1", 1),
-        ("gfn 0x5", 1),
-        ("init", 3),
-    ]
+def test_of_generations_that_begin_together_the_last_counts() -> None:
+    roots = (Root(5, 13, "sh"), Root(5, 13, "ls"))
+    assert [(space.name, space.generation) for space in known(two_programs(), *roots)][2:] == [("ls", 1)]
 
 
-def test_a_name_that_comes_while_another_vcpu_runs_is_given_to_the_right_frame() -> None:
+def test_a_vcpu_has_its_own_space() -> None:
     mmu = make(vcpus=2)
     long_guest(mmu)
     mmu.page(5, [(0, 0x2067)])
     enter(mmu, LONG, 0x5000, vcpu=1)
     mmu.access(1, 0, *READ)
-    named = mmu.counters.events_total
-    assert [space.name for space in known(mmu, Name(5, named, "sh"))] == ["no paging", "gfn 0x1", "sh"]
+    assert [space.name for space in known(mmu, Root(5, 8, "sh"))] == ["no paging", "gfn 0x1", "sh"]
 
 
 def test_a_pae_guest_s_four_directories_are_one_space() -> None:

@@ -54,6 +54,15 @@ def test_stat_counts_what_is_there(trace: Path, cli: Cli) -> None:
     assert spaces == {(1, 0): (3, 3 + 2 + 3), (5, 0): (1, 3), (5, 1): (1, 6)}
 
 
+def test_stat_and_timeline_divide_alike(trace: Path, cli: Cli) -> None:
+    """Root 1 stays for 8 of 16 events on each of two vCPUs: a quarter."""
+    lines = [re.split(r" +", line.strip()) for line in cli("stat", trace).stdout.splitlines() if re.search(r"0x[15]\.\d", line)]
+    assert {line[1]: line[4] for line in lines} == {"0x1.0": "25.0", "0x5.0": "9.4", "0x5.1": "18.8"}
+    rows = json.loads(cli("timeline", trace, "--format", "json").stdout)["rows"]
+    means = {f"{row['root_gfn']:#x}.{row['generation']}": sum(row["shares"]) / len(row["shares"]) for row in rows}
+    assert {root: f"{100 * mean:.1f}" for root, mean in means.items()} == {"0x1.0": "25.0", "0x5.0": "9.4", "0x5.1": "18.8"}
+
+
 def test_script_says_what_each_event_was(trace: Path, cli: Cli) -> None:
     lines = [line.split(maxsplit=1)[1] for line in cli("script", trace).stdout.splitlines()]
     assert lines == [

@@ -1,0 +1,78 @@
+"""Which address space a root frame is, and since when: on traces worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analyzer.recorded import story
+from analyzer.stays import History
+from db.event import Event, Kind
+from db.trace import TraceReader
+from db.writer import TraceWriter
+
+
+def load(gfn: int, vcpu: int = 0) -> Event:
+    return Event(Kind.CR3, vcpu=vcpu, addr=gfn << 12)
+
+
+def content(gfn: int) -> Event:
+    return Event(Kind.PAGE, addr=gfn << 12, extra=b"")
+
+
+def written(path: Path, events: list[Event], *names: tuple[int, int, str]) -> Path:
+    """A trace of these events; each name is the event after which it was learnt, the root and the program."""
+    with TraceWriter(path) as writer:
+        writer.describe(source="record", guest="g", title="t", vcpus=2, ram_bytes=1 << 24, version="test", touch="none", linger=64)
+        writer.append(events)
+        for number, (seq, gfn, comm) in enumerate(names, 1):
+            writer.add("address_space", id=number, seq=seq, root_gfn=gfn, pid=number, comm=comm)
+        writer.seal("poweroff", "the guest powered off")
+    return path
+
+
+def spaces(path: Path) -> list[tuple[int, int, int, str | None, int, int]]:
+    with TraceReader(path) as trace:
+        return [(s.root_gfn, s.generation, s.first, s.comm, s.loads, s.resident) for s in History(trace).spaces]
+
+
+def test_a_frame_recorded_anew_while_it_is_not_loaded_is_another_space(tmp_path: Path) -> None:
+    """Content of frame 1 at event 3, while it is loaded, is none; at event 5, while 2 is, it begins one, from that event on."""
+    path = written(tmp_path / "t.db", [content(1), load(1), content(1), load(2), content(1), load(1)])
+    assert spaces(path) == [(1, 0, 1, None, 1, 2), (2, 0, 4, None, 1, 2), (1, 1, 5, None, 1, 1)]
+
+
+def test_the_first_name_is_the_whole_generation_s(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.db", [load(1), load(2), load(1), load(2)], (3, 1, "sh"))
+    assert spaces(path) == [(1, 0, 1, "sh", 2, 2), (2, 0, 2, None, 2, 2)]
+
+
+def test_a_second_name_holds_from_the_load_it_was_learnt_in(tmp_path: Path) -> None:
+    """ls is learnt after event 5, when frame 1 has been loaded since event 3, twice in a row."""
+    path = written(tmp_path / "t.db", [load(1), load(2), load(1), load(1), load(1), load(2)], (1, 1, "sh"), (5, 1, "ls"))
+    assert spaces(path) == [(1, 0, 1, "sh", 1, 1), (2, 0, 2, None, 2, 2), (1, 1, 3, "ls", 3, 3)]
+    with TraceReader(path) as trace:
+        history = History(trace)
+        assert [(stay.space.comm, stay.first, stay.end) for stay in history.stays] == [
+            ("sh", 1, 2),
+            (None, 2, 3),
+            ("ls", 3, 6),
+            (None, 6, 7),
+        ]
+        assert [space and space.comm for space in (history.at(seq, 1) for seq in (0, 2, 3))] == [None, "sh", "ls"]
+
+
+def test_a_second_name_of_a_frame_that_nothing_has_loaded_begins_after_it(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.db", [load(1), load(2), load(2), load(1)], (1, 1, "sh"), (3, 1, "ls"))
+    assert spaces(path) == [(1, 0, 1, "sh", 1, 1), (2, 0, 2, None, 2, 2), (1, 1, 4, "ls", 1, 1)]
+
+
+def test_reports_know_the_same_spaces(tmp_path: Path) -> None:
+    """A name for what is never loaded has a generation too, so that numbers agree."""
+    path = written(tmp_path / "t.db", [content(1), load(1), load(2), content(1), load(1)], (2, 1, "init"), (3, 3, "lost"), (5, 1, "sh"))
+    with TraceReader(path) as trace:
+        assert [(root.gfn, root.first, root.name) for root in story(trace).roots] == [
+            (1, 1, "init"),
+            (1, 4, "sh"),
+            (2, 3, None),
+            (3, 4, "lost"),
+        ]
