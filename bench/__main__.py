@@ -8,10 +8,13 @@ import platform
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from bench import page, reading, replays
+from bench.ingest import repeat
 from bench.measure import PROGRAM, cost, lengthen
-from bench.recording import recording
+from bench.recording import recording, stream_of_a_boot
+from bench.steps import steps
 from db.trace import TraceReader
 
 _LONG = 20_000_000
@@ -51,19 +54,24 @@ def record(folder: Path) -> Path:
     return folder / "boot.db"
 
 
-def measure_replays(source: Path, folder: Path, long: int) -> dict[str, object]:
+def measure_replays(source: Path, folder: Path, long: int) -> dict[str, Any]:
     """Everything about traces that are there."""
     path = folder / "trace.db"
     events = lengthen(source, path, 1)
     lengthen(source, folder / "tiny.db", 1)
     with TraceReader(path) as trace:
         guest = trace.recording["guest"]
-    result: dict[str, object] = {"guest": guest, "events": events}
+    result: dict[str, Any] = {"guest": guest, "events": events}
     result |= replays.cores(path)
     result |= reading.ways(path, events)
     result |= replays.commands(path, events, folder)
     result |= replays.compiling(folder)
-    result |= replays.long(folder / "long.db", lengthen(source, folder / "long.db", long))
+    stream = stream_of_a_boot(folder)
+    result["steps"] = steps(path, stream, folder)
+    result["long_events"] = lengthen(source, folder / "long.db", long)
+    repeat(stream, -(-long // events), folder / "long-stream")
+    result["long_steps"] = steps(folder / "long.db", folder / "long-stream", folder)
+    result["long_replay_peak_mib"] = result["long_steps"]["fast"]["peak_mib"]
     return result
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -104,8 +104,17 @@ class _Drain(threading.Thread):
                 self.kept.append(data)
 
 
-def measure(name: str, boots: int, variants: Iterable[str] = VARIANTS) -> dict[str, object]:
-    """CPU seconds of each variant's boots, interleaved, and the ratios of the medians to plain TCG's."""
+@dataclass(frozen=True)
+class Measured:
+    """CPU seconds of each variant's boots, interleaved, and the ratios of their medians to plain TCG's."""
+
+    guest: str
+    cpu_seconds: dict[str, list[float]]
+    ratios: dict[str, float]
+
+
+def measure(name: str, boots: int, variants: Iterable[str] = VARIANTS) -> Measured:
+    """Boot a guest so many times in each variant."""
     recipe, object_path = guest.load(name), plugin.build()
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for number in range(boots):
@@ -115,7 +124,7 @@ def measure(name: str, boots: int, variants: Iterable[str] = VARIANTS) -> dict[s
             click.echo(f"{name} {number + 1}/{boots} {variant}: {done.seconds:.2f} s, {done.written / 24:,.0f} records", err=True)
     medians = {variant: statistics.median(taken) for variant, taken in seconds.items()}
     ratios = {variant: round(median / medians["plain"], 3) for variant, median in medians.items() if variant != "plain"}
-    return {"guest": name, "boots": boots, "cpu_seconds": seconds, "ratios": ratios}
+    return Measured(name, seconds, ratios)
 
 
 def main() -> int:
@@ -128,14 +137,12 @@ def main() -> int:
     results = [measure(name, given.boots) for name in given.guests]
     missed = False
     for result in results:
-        ratios = result["ratios"]
-        assert isinstance(ratios, dict)
-        for variant, ratio in ratios.items():
+        for variant, ratio in result.ratios.items():
             over = ratio > BARS[variant]
             missed |= over
-            click.echo(f"{result['guest']:<14} {variant:<8} {ratio:5.2f} x plain TCG (at most {BARS[variant]}){'  MISSED' if over else ''}")
+            click.echo(f"{result.guest:<14} {variant:<8} {ratio:5.2f} x plain TCG (at most {BARS[variant]}){'  MISSED' if over else ''}")
     if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n")
+        given.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
     return 3 if missed else 0
 
 

@@ -6,12 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.steps import STEPS
+
 #: Key in the JSON, what it is, how it is shown, the bar: at least (>) or at most (<).
 ROWS = (
     ("capture_cloud-amd64_tables", "recording cloud-amd64, page tables only, over plain TCG, CPU time", "{:.2f} x", "<", 1.15),
     ("capture_cloud-amd64_first", "the same with first touches", "{:.2f} x", "<", 1.5),
     ("capture_686_tables", "recording 686, page tables only", "{:.2f} x", "<", 1.15),
     ("capture_686_first", "the same with first touches", "{:.2f} x", "<", 1.5),
+    (
+        "capture_gdb",
+        "recording cloud-amd64 by gdb alone (`--engine gdb`), whole process tree, over plain TCG, CPU time, once",
+        "{:.1f} x",
+        "",
+        0,
+    ),
     ("ingest_events_per_s", "ingest, from the plugin's pipe into the committed file", "{:,.0f} events/s", ">", 0.8e6),
     ("fast_events_per_s", "replay, fast core, loaded trace", "{:,.0f} events/s", ">", 10e6),
     ("fast_over_reference", "the same over the readable core", "{:.0f} x", ">", 50),
@@ -25,8 +34,7 @@ ROWS = (
     ("report_cpu_s", "`report` of a kept run, CPU time", "{:.2f} s", "", 0),
     ("sweep_16_over_replay_cpu", "`sweep` of 16 over one `replay`, CPU time", "{:.1f} x", "<", 8),
     ("sweep_16_over_replay_wall", "the same, clock", "{:.1f} x", "<", 8),
-    ("long_replay_peak_mib", "peak memory, `replay` of the long trace", "{:,.0f} MiB", "<", 1024),
-    ("long_replay_cpu_s", "its CPU time", "{:.2f} s", "", 0),
+    ("long_replay_peak_mib", "peak memory, `replay` of the long trace, fast core", "{:,.0f} MiB", "<", 1024),
     ("file_bytes_per_event", "file, bytes an event", "{:.1f}", "<", 24),
     ("pack_bytes_per_event", "`pack`, bytes an event", "{:.2f}", "<", 4),
     ("pack_cpu_s", "`pack`, CPU time", "{:.1f} s", "", 0),
@@ -56,6 +64,18 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def steps(result: Mapping[str, Any]) -> str:
+    """CPU time, events for each second of it and peak memory of every step, on the boot's trace and on the long one."""
+    lines = ["| step | boot: CPU | events/s | peak memory | long: CPU | events/s | peak memory |", "| --- |" + " ---: |" * 6]
+    for step, what in STEPS.items():
+        cells = [what]
+        for key, events in (("steps", "events"), ("long_steps", "long_events")):
+            figures = result[key][step]
+            cells += [f"{figures['cpu_s']:.1f} s", f"{result[events] / figures['cpu_s']:,.0f}", f"{figures['peak_mib']:,} MiB"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def page(result: Mapping[str, Any]) -> str:
     """The whole page."""
     reading = "\n".join(f"| {what} | {result[key]:.0f} |" for key, what in _READING.items() if key in result)
@@ -67,5 +87,6 @@ def page(result: Mapping[str, Any]) -> str:
         .replace("{events}", f"{result.get('events', 0):,}")
         .replace("{long}", f"{result.get('long_events', 0):,}")
         .replace("{table}", table(result))
+        .replace("{steps}", steps(result) if "long_steps" in result else "")
         .replace("{reading}", reading)
     )

@@ -13,7 +13,7 @@ from analyzer.kernel import Kernel
 from analyzer.model import parameters
 from analyzer.outcome import outcome
 from analyzer.replay import replay
-from bench.measure import PROGRAM, Cost, cost, costs
+from bench.measure import PROGRAM, cost, costs
 from db.columns import batches
 from db.trace import TraceReader
 
@@ -85,12 +85,6 @@ def commands(path: Path, events: int, folder: Path) -> dict[str, float]:
         "file_bytes_per_event": path.stat().st_size / events,
         "pack_bytes_per_event": packed.stat().st_size / events,
     }
-
-
-def long(path: Path, events: int) -> dict[str, float]:
-    """A replay of the long trace as a whole process: its time and peak memory."""
-    run: Cost = cost(PROGRAM, "replay", path, "--format", "json")
-    return {"long_events": events, "long_replay_wall_s": run.wall, "long_replay_cpu_s": run.cpu, "long_replay_peak_mib": run.peak_mib}
 
 
 def compiling(folder: Path) -> dict[str, float]:
