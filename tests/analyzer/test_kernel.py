@@ -14,8 +14,10 @@ from analyzer.kernel import Kernel
 from analyzer.mmu import Mmu
 from analyzer.model import parameters
 from analyzer.outcome import Outcome, outcome
+from analyzer.replay import replay, replay_fast
 from db.columns import Columns
 from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, Kind, signed
+from db.trace import TraceReader
 from tests.analyzer.guests import Step, apply, start, steps
 from tests.analyzer.test_properties import VARIANTS
 
@@ -77,6 +79,11 @@ def assert_same(fast: Outcome, reference: Outcome) -> None:
     assert list(state(fast)) == list(state(reference))
     for name in ("parameters", "pages", "free", "buckets", "nonzero_pages", "memory_crc32"):
         assert getattr(fast, name) == getattr(reference, name), name
+
+
+def assert_cores_agree(trace: TraceReader, model: str = "kvm-2.6.20") -> None:
+    """A trace comes out the same on both cores."""
+    assert_same(replay_fast(trace, parameters(model)).outcome(), outcome(replay(trace, parameters(model))))
 
 
 @pytest.mark.parametrize("variant", MORE_VARIANTS, ids=lambda v: "-".join(str(x) for x in v.values()))

@@ -13,6 +13,7 @@ from analyzer.reports.recorded import text
 from db.event import ACCESS_FAULT, WRITE_SIZE, Kind
 from db.trace import TraceReader
 from db.verify import verify
+from tests.analyzer.test_kernel import assert_cores_agree
 from tests.conftest import Cli
 from tests.tracer import names
 from tracer import guest, resources
@@ -34,7 +35,7 @@ def recorded(name: str, folder: Path, *arguments: str, program: str | None = Non
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_a_guest_s_tables_are_rebuilt_and_its_trace_verified(name: str, tmp_path: Path, cli: Cli) -> None:
+def test_a_guest_s_tables_are_rebuilt_its_trace_verified_and_both_cores_agree(name: str, tmp_path: Path, cli: Cli) -> None:
     trace, outcome = recorded(name, tmp_path)
     expect = guest.load(name).expect
     assert outcome.not_shown == []
@@ -48,6 +49,8 @@ def test_a_guest_s_tables_are_rebuilt_and_its_trace_verified(name: str, tmp_path
         assert [finding.check.name for finding in verify(opened) if finding.failures] == []
         if expect.names:
             names.check(opened)
+        if "LA57" not in expect.modes:
+            assert_cores_agree(opened)
     if "LA57" in expect.modes:
         refused = cli("report", trace)
         assert refused.returncode == 2

@@ -13,6 +13,7 @@ from analyzer.model import parameters
 from analyzer.replay import feed
 from db.event import Kind
 from db.trace import TraceReader
+from tests.analyzer.test_kernel import assert_cores_agree
 from tracer import guest
 from tracer.record import record
 from tracer.request import Outcome, Request
@@ -46,6 +47,11 @@ def test_both_vcpus_are_in_the_trace(smp: tuple[Path, Outcome]) -> None:
     for kind in (Kind.REGS, Kind.CR3, Kind.WRITE, Kind.ACCESS):
         assert events[0, kind] > 1
         assert events[1, kind] > 1
+
+
+def test_both_cores_make_the_same_of_it(smp: tuple[Path, Outcome]) -> None:
+    with TraceReader(smp[0]) as trace:
+        assert_cores_agree(trace)
 
 
 def test_the_second_vcpu_comes_up_without_paging_while_the_first_is_in_long_mode(smp: tuple[Path, Outcome]) -> None:
