@@ -15,7 +15,7 @@ from db.errors import UsageError
 from db.queries import STORES
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import chosen, model_options, sql_option, trace_argument
+from shadowtrace.options import chosen, model_options, show, sql_option, trace_argument
 from shadowtrace.progress import replay_line
 
 _COSTS = ("emulated", "floods", "zaps")
@@ -56,6 +56,6 @@ def command(trace: Path, by: str, sort: str, limit: int, plain: bool, form: str,
         rows = list(table(annotate(opened, journal), by, sort))
     named = None if plain else model
     if form == "table":
-        click.echo(report.text(rows, limit or None, named))
+        show(report.text(rows, limit or None, named))
     else:
         sys.stdout.writelines(report.as_rows(form, rows, named))

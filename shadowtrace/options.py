@@ -12,6 +12,7 @@ import click
 
 from analyzer.model import HASHES, MODELS, Parameters, parameters
 from analyzer.replay import CORES
+from analyzer.reports.text import folded, look
 from db.errors import UsageError
 
 Command = Callable[..., Any]
@@ -76,6 +77,11 @@ def chosen(model: str, hash_name: str | None, **changes: Any) -> Parameters:
     if model not in MODELS:
         raise UsageError(f"there is no model called {model!r}", f"models: {', '.join(MODELS)}")
     return parameters(model, hash=hash_name, **changes)
+
+
+def show(text: str) -> None:
+    """Print what is for people: sentences end where the terminal, or COLUMNS, does."""
+    click.echo(folded(text, look()))
 
 
 def wants_colour() -> bool:

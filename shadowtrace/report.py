@@ -22,7 +22,7 @@ from analyzer.reports import livekvm as livekvm_report
 from analyzer.reports import table
 from analyzer.reports.about import About
 from analyzer.reports.about import about as about_trace
-from analyzer.reports.text import look
+from analyzer.reports.text import Look, folded, look
 from analyzer.saving import Costs
 from db.errors import UsageError
 from db.files import check_target, new_text
@@ -85,24 +85,25 @@ def command(
     conditions = [_condition(text) for text in only]
     _check_output(form, keys, output)
     costs = Costs(cycles_exit, cycles_fault, cycles_fill)
+    seen = look() if output is None else Look()
     with TraceReader(trace) as opened:
         if (live := livekvm.stored(opened)) is not None:
             about = about_trace(opened, live)
-            _write(json_report.report(about, live) if form == "json" else livekvm_report.report(about, live), output)
+            _write(json_report.report(about, live) if form == "json" else folded(livekvm_report.report(about, live), seen), output)
             return
         if keys:
             run, end = _replayed(opened, model, parameters, core)
             groups = arranged(grouped(end, story(opened), keys, conditions), _column(sort, keys), limit)
-            text = _rows(about_trace(opened, run), run, groups, keys, form)
+            text = _rows(about_trace(opened, run), run, groups, keys, form, seen)
             fresh = [run]
         else:
-            text, fresh = _whole(opened, _Wanted(model, parameters, saved, costs, core, form, everything))
+            text, fresh = _whole(opened, _Wanted(model, parameters, saved, costs, core, form, everything, seen))
     for done in fresh:
         replay.keep(trace, done)
     _write(text, output)
 
 
-def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], keys: list[str], form: str) -> str:
+def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], keys: list[str], form: str, seen: Look) -> str:
     if form == "json":
         return json_report.rows(about, run, groups)
     if form == "jsonl":
@@ -111,7 +112,7 @@ def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], keys: lis
         return row_report.csv(groups, keys)
     if form == "markdown":
         return row_report.markdown(groups, keys)
-    return row_report.table(groups, keys, look())
+    return row_report.table(groups, keys, seen)
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class _Wanted:
     core: str | None
     form: str
     everything: bool
+    look: Look
 
 
 def _whole(opened: TraceReader, wanted: _Wanted) -> tuple[str, list[replay.Run]]:
@@ -149,7 +151,7 @@ def _shown(opened: TraceReader, run: replay.Run, wanted: _Wanted) -> tuple[str, 
     elif wanted.form == "json":
         text = json_report.report(about, run)
     else:
-        text = table.report(about, run, look(), wanted.everything)
+        text = table.report(about, run, wanted.look, wanted.everything)
     return text, [without] if without is not None and made else []
 
 
