@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from analyzer.comparison import broken, compare, limit
 from analyzer.reports import captures as captures_report
@@ -18,7 +17,7 @@ from db import captures
 from db.errors import EXIT_LIMIT, UsageError
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import chosen, paired_model_options, show
+from shadowtrace.options import chosen, given, paired_model_options, show
 from shadowtrace.progress import replay_line
 
 
@@ -69,8 +68,7 @@ def command(
       shadowtrace diff --capture boot.db --log qemu.log
     """
     if capture:
-        context = click.get_current_context()
-        if limits or any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in options):
+        if limits or given(options):
             raise UsageError("--fail-on, models and their parameters are for runs", "leave them out, or --capture")
         return _captures([left] if right is None else [left, right], log, common)
     if log is not None or common:

@@ -43,7 +43,7 @@ ROW_FORMATS = ("jsonl", "csv", "markdown")
 @click.option("--by", metavar="KEY,..", help=f"Group instead: {', '.join(KEYS)}.")
 @click.option("--only", metavar="KEY=VALUE", multiple=True, help="Count only what has this value, as --by shows it; more than one: all.")
 @click.option("--sort", metavar="COLUMN", help=f"The greatest first: {', '.join(COUNTS)}; or a key of --by.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="No more than N rows.")
+@click.option("--limit", type=click.IntRange(0), metavar="N", help="No more than N rows; 0: all.")
 @click.option("--saved/--no-saved", default=None, help="Replay without a cache too and compare. A kept run of that is compared anyway.")
 @click.option("--cycles-exit", type=click.IntRange(0), default=Costs.exit, show_default=True, help="Cost model: an exit and back.")
 @click.option("--cycles-fault", type=click.IntRange(0), default=Costs.fault, show_default=True, help="Cost model: work at a fault.")
@@ -93,7 +93,7 @@ def command(
             return
         if keys:
             run, end = _replayed(opened, model, parameters, core)
-            groups = arranged(grouped(end, story(opened), keys, conditions), _column(sort, keys), limit)
+            groups = arranged(grouped(end, story(opened), keys, conditions), _column(sort, keys), limit or None)
             text = _rows(about_trace(opened, run), run, groups, keys, form, seen)
             fresh = [run]
         else:
@@ -179,7 +179,7 @@ def _keys(by: str | None, sort: str | None, limit: int | None, only: tuple[str, 
     if by is None:
         if form in ROW_FORMATS:
             return list(ROLE_KEYS)
-        if sort or limit or only:
+        if sort or limit is not None or only:
             raise UsageError("--sort, --limit and --only are for rows", "add --by KEY, or --format csv")
         return []
     keys = [key.strip() for key in by.split(",")]

@@ -57,7 +57,7 @@ class Shard(_PairType):
 
 
 @click.command("sweep")
-@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", "models", default="kvm-2.6.20", show_default=True, help="Models, with commas between them.")
 @click.option("--pages", type=Numbers(), help="Shadow pages: 32..4096 doubles, 100,200 lists. Buckets follow unless given.")
 @click.option("--buckets", type=Numbers(), help="Buckets of the hash table.")

@@ -19,6 +19,7 @@ from db.event import (
     Kind,
     Seen,
     kind_name,
+    unpack_words,
 )
 from db.queries import Query
 from db.trace import TraceReader
@@ -53,7 +54,7 @@ class _Aside:
         self._history = History(trace)
         self.registers = trace.side("mode_registers")
         self.pdptes = trace.side("pdptes")
-        self.words = dict(trace.stream("SELECT seq, length(words) / 10 FROM content"))
+        self.words = {seq: len(unpack_words(words)) for seq, words in trace.contents().items()}
         self._loads = list(trace.stream("SELECT seq, vcpu, cr0, cr4, efer FROM mode_registers JOIN event USING (seq) ORDER BY seq DESC"))
         self._values: dict[int, dict[str, int]] = {}
         self._entry_bytes: dict[int, int] = {}

@@ -75,6 +75,13 @@ def test_a_pipe_without_columns_has_whole_sentences_and_a_file_too(folder: Path,
     assert (folder / "report.txt").read_text() == piped
 
 
+def test_page_tables_alone_are_said_to_be_that_with_the_faults_there_are(folder: Path, cli: Cli) -> None:
+    """By gdb the two accesses of the bare guest are those that ended in its page faults."""
+    shown = cli("report", "gdb.db", cwd=folder, COLUMNS="").stdout
+    assert "  page tables only: the 2 accesses recorded are those that ended in a guest page fault" in shown
+    assert "2 faults of 2 accesses" in shown
+
+
 def test_narrow_text_says_what_wide_text_says(folder: Path, cli: Cli) -> None:
     """Sentences are folded, not cut: the words of the claims that verify prints are the same in any width."""
     narrow, wide = (cli("verify", "gdb.db", cwd=folder, COLUMNS=columns).stdout for columns in ("40", "400"))
