@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from db.event import (
     ACCESS_FAULT,
@@ -58,17 +57,9 @@ Extra = tuple[tuple[int | None, ...], tuple[int | None, ...], bytes | None]
 
 def extras(trace: TraceReader) -> Callable[[int], Extra]:
     """A function that gives registers, PDPTEs and words of an event."""
-
-    def unsigned(numbers: list[Any]) -> tuple[int | None, ...]:
-        return tuple(None if number is None else number & MASK64 for number in numbers)
-
-    found: dict[int, Extra] = {}
-    for seq, *values in trace.stream("SELECT seq, cr0, cr4, efer FROM mode_registers"):
-        found[seq] = (unsigned(values), *_NO_EXTRA[1:])
-    for seq, *values in trace.stream("SELECT * FROM pdptes"):
-        found[seq] = (_NO_EXTRA[0], unsigned(values), None)
-    for seq, words in trace.stream("SELECT seq, words FROM content"):
-        found[seq] = (*_NO_EXTRA[:2], words)
+    found: dict[int, Extra] = {seq: (values, *_NO_EXTRA[1:]) for seq, values in trace.side("mode_registers").items()}
+    found |= {seq: (_NO_EXTRA[0], entries, None) for seq, entries in trace.side("pdptes").items()}
+    found |= {seq: (*_NO_EXTRA[:2], words) for seq, words in trace.contents().items()}
     return lambda seq: found.get(seq, _NO_EXTRA)
 
 

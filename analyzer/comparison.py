@@ -14,11 +14,15 @@ from x86.registers import Mode
 Number = int | float
 
 #: What tells the entries of a list of facts apart: a page or a role by all of the first that it has, others by one of the second.
-_ROLE = ("gfn", "glevels", "level", "quadrant", "metaphysical")
-_KEYS = ("level", "pages", "name", "rule", "first", "up_to", "length", "bucket")
+_ROLE = ("gfn", "glevels", "level", "quadrant", "metaphysical", "generation")
+_KEYS = ("bucket", "level", "pages", "name", "first", "up_to", "length")
 
-#: Numbers that are no quantities: a digest, a frame, the version of the facts' form.
-_NAMES = {"crc32", "most_shared_gfn", "form"}
+#: Numbers that are no quantities: a digest, a frame, the version of the facts' form, places in the trace and among births, given costs.
+_NAMES = {"crc32", "most_shared_gfn", "form", "first", "last", "event", "first_event", "last_event", "birth", "exit", "fault", "fill"}
+
+#: What ``roles`` says of each role too, and what a process's numbers do not hold of its address spaces.
+_BY_ROLE = ("get_page", "live")
+_OF_A_SPACE = "pages_now"
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,25 @@ def compare(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Differenc
     return sorted(found, key=lambda difference: -difference.relevance)
 
 
-def numbers(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Number]]:
-    """The numbers among facts by name: ``zaps.flood``, ``roles[long level=1].hits``, ``frames.by_pages[pages=2].peak``."""
+def numbers(facts: Mapping[str, Any]) -> Iterator[tuple[str, Number]]:
+    """The numbers among facts by name, each once: ``zaps.flood``, ``roles[long level=1].hits``, ``frames.by_pages[pages=2].peak``."""
+    return _numbers(_once(facts), "")
+
+
+def _once(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts without what only says others again: findings, look-ups and live pages by role, what processes sum of spaces."""
+    once = {key: value for key, value in facts.items() if key != "findings"}
+    if "roles" in once:
+        for section in _BY_ROLE:
+            if isinstance(told := once.get(section), Mapping):
+                once[section] = {key: value for key, value in told.items() if key != "by_role"}
+    if "processes" in once and isinstance(spaces := once.get("spaces"), Sequence):
+        kept = (*_ROLE, _OF_A_SPACE)
+        once["spaces"] = [{key: space[key] for key in kept if key in space} for space in spaces if isinstance(space, Mapping)]
+    return once
+
+
+def _numbers(facts: Mapping[str, Any], before: str) -> Iterator[tuple[str, Number]]:
     for key, value in facts.items():
         if key in _NAMES:
             continue
@@ -71,7 +92,7 @@ def _number(name: str, value: Any) -> Iterator[tuple[str, Number]]:
     if isinstance(value, int | float):
         yield name, value
     elif isinstance(value, Mapping):
-        yield from numbers(value, f"{name}.")
+        yield from _numbers(value, f"{name}.")
     elif isinstance(value, Sequence) and not isinstance(value, str):
         seen: dict[str, int] = {}
         for entry in value:
@@ -81,7 +102,7 @@ def _number(name: str, value: Any) -> Iterator[tuple[str, Number]]:
             seen[label] = seen.get(label, 0) + 1
             again = f" #{seen[label]}" if seen[label] > 1 else ""
             rest = {key: of for key, of in entry.items() if key not in _identity(entry)}
-            yield from numbers(rest, f"{name}[{label}{again}].")
+            yield from _numbers(rest, f"{name}[{label}{again}].")
 
 
 def _identity(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,7 +118,7 @@ def _label(entry: Mapping[str, Any]) -> str:
         value = entry[key]
         if key == "glevels":
             parts.append(Mode(value).label if value in Mode._value2member_map_ else f"glevels={value}")
-        elif key in ("quadrant", "metaphysical"):
+        elif key in ("quadrant", "metaphysical", "generation"):
             parts += [f"{key}={value}"] if value else []
         elif key == "gfn" and isinstance(value, int):
             parts.append(f"gfn={value:#x}")

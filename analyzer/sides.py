@@ -13,7 +13,7 @@ from typing import Any
 from analyzer import livekvm, replay
 from analyzer.facts import Facts
 from analyzer.model import Parameters
-from db.errors import UsageError
+from db.errors import UsageError, plainly
 from db.trace import TraceReader
 
 #: Opens a line that shows how far a replay of so many events is.
@@ -61,7 +61,9 @@ def from_json(path: Path) -> Side:
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}", "shadowtrace diff takes traces, and what replay --format json writes") from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is neither a trace nor JSON: {error}", "shadowtrace replay TRACE --format json > FILE") from error
+        raise UsageError(
+            f"{path} is neither a trace nor JSON: {plainly(error)}", "shadowtrace replay TRACE --format json > FILE"
+        ) from error
     if not isinstance(written, dict):
         raise UsageError(f"{path} holds no facts", "shadowtrace replay TRACE --format json > FILE")
     if isinstance(written.get("facts"), dict):

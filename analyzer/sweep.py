@@ -27,7 +27,7 @@ from analyzer.outcome import Outcome, outcome
 from analyzer.replay import choose_core, refuse, replay
 from analyzer.role import unpack
 from db.columns import Columns, batches
-from db.errors import StorageError, UsageError
+from db.errors import StorageError, UsageError, nearest
 from db.trace import TraceReader
 
 Result = dict[str, Any]
@@ -71,7 +71,7 @@ def grid(traces: Sequence[Path], models: Sequence[str], axes: dict[str, Sequence
             started, events, vcpus = trace.recording["started"], trace.count(), trace.recording["vcpus"]
         for model, *values in itertools.product(models, *axes.values()):
             if model not in MODELS:
-                raise UsageError(f"there is no model called {model!r}", f"models: {', '.join(MODELS)}")
+                raise UsageError(f"there is no model called {model!r}", f"{nearest(model, MODELS)}models: {', '.join(MODELS)}")
             chosen = parameters(model, **dict(zip(axes, values, strict=True)))
             try:
                 chosen.check(vcpus)

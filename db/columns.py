@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from db.event import MAX_GPA, MAX_VCPUS, WRITE_SIZE, Kind, is_content
-from db.trace import MOST_FLAGS, TraceReader
+from db.event import MAX_GPA, MAX_VCPUS, MOST_FLAGS, WRITE_SIZE, Kind, is_content
+from db.trace import TraceReader
 
 Ints = NDArray[np.int64]
 
@@ -147,11 +147,11 @@ def event_rows(trace: TraceReader) -> Iterator[Ints]:
         yield rows
     stream = trace.stream(_SELECT, {"last": last})
     while fetched := list(itertools.islice(stream, BATCH // 8)):
-        try:
-            rows = np.fromiter(itertools.chain.from_iterable(fetched), np.int64, 6 * len(fetched))
-        except (TypeError, ValueError) as error:
+        # numpy would take a real, and text of digits, for a number.
+        if set(map(type, itertools.chain.from_iterable(fetched))) != {int}:
             strange = next(row for row in fetched if any(type(number) is not int for number in row))
-            raise trace.damaged(f"event {strange[0]!r} is incomplete or of no known shape") from error
+            raise trace.damaged(f"event {strange[0]!r} is incomplete or of no known shape")
+        rows = np.fromiter(itertools.chain.from_iterable(fetched), np.int64, 6 * len(fetched))
         yield rows.reshape(-1, 6).T.copy()
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MASK64 = (1 << 64) - 1
 
@@ -37,6 +37,9 @@ MAX_VCPUS = 64
 
 #: Physical addresses end here.
 MAX_GPA = 1 << 52
+
+#: What a row's kind, vCPU and flags stay below.
+MOST_FLAGS = (1 << 16) - 1
 
 WRITE_SIZE = 15
 WRITE_SEEN_SHIFT = 4
@@ -59,6 +62,21 @@ _NAMES = {int(kind): kind.name.lower() for kind in Kind}
 def kind_name(kind: int) -> str:
     """A kind's name as verbs and formats have it, such as ``cr3``; a number that is no kind is left one."""
     return _NAMES.get(kind) or str(kind)
+
+
+def is_event(seq: Any, kind: Any, vcpu: Any, flags: Any, addr: Any, value: Any) -> bool:
+    """Whether these are what a row of the event table may hold, which in a damaged file may be of any type."""
+    try:
+        return (
+            0 <= kind | vcpu | flags <= MOST_FLAGS
+            and 1 <= kind <= 6
+            and vcpu < MAX_VCPUS
+            and (seq | addr | value) is not None
+            and (kind != Kind.WRITE or (1 <= flags & WRITE_SIZE <= 8 and 0 <= addr <= MAX_GPA - 8))
+            and (kind != Kind.PAGE or (0 <= addr < MAX_GPA and not addr & 0xFFF))
+        )
+    except TypeError:
+        return False
 
 
 class Seen(IntEnum):

@@ -41,6 +41,8 @@ def import_jsonl(source: Path, target: Path, force: bool, version: str) -> int:
         while batch := list(itertools.islice(events, _BATCH)):
             writer.append(batch)
             vcpus = max(vcpus, *(event.vcpu + 1 for event in batch))
+        if not writer.events:
+            raise UsageError(f"there is no event in {source}", "docs/formats.md has the format; shadowtrace export writes it")
         writer.describe(source="import", guest=source.name, title=f"events from {source.name}", vcpus=vcpus, version=version)
         writer.seal("import", f"imported from {source.name}")
     return writer.events

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from db.errors import UsageError
+from db.errors import UsageError, plainly
 from db.event import (
     ACCESS_FAULT,
     ACCESS_FETCH,
@@ -44,7 +44,9 @@ def read_jsonl(path: Path) -> Iterator[Event]:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             yield from parse(lines, str(path))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", "it must be JSON Lines, or that in gzip with the name .jsonl.gz") from error
+        raise UsageError(
+            f"{path} cannot be read: {plainly(error)}", "it must be JSON Lines, or that in gzip with the name .jsonl.gz"
+        ) from error
 
 
 def parse(lines: TextIO, name: str) -> Iterator[Event]:
@@ -57,7 +59,7 @@ def parse(lines: TextIO, name: str) -> Iterator[Event]:
         try:
             yield _event(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            reason = f"{error} is missing" if isinstance(error, KeyError) else plainly(error)
             raise UsageError(f"{name}, line {number}: {reason}", "docs/formats.md has the format") from error
 
 
@@ -103,7 +105,7 @@ def _words(given: dict[str, Any], size: Any) -> list[tuple[int, int]]:
     most_index, most = 4096 // size - 1, (1 << 8 * size) - 1
     words: dict[int, int] = {}
     for key, word in given.items():
-        index, value = _number(int(key), most_index, "word index"), _number(word, most, "word")
+        index, value = _number(key if key.isdecimal() else None, most_index, "word index"), _number(word, most, "word")
         at, shift = divmod(8 * size * index, 64)
         words[at] = words.get(at, 0) | value << shift
     return sorted(words.items())
@@ -111,7 +113,10 @@ def _words(given: dict[str, Any], size: Any) -> list[tuple[int, int]]:
 
 def _number(given: Any, most: int, name: str) -> int:
     if isinstance(given, str):
-        number = int(given, 16) if given[:2] in ("0x", "0X") else int(given)
+        try:
+            number = int(given, 16) if given[:2] in ("0x", "0X") else int(given)
+        except ValueError:
+            raise ValueError(f"{name} is no number: {given[:40]!r}") from None
     elif isinstance(given, int) and not isinstance(given, bool):
         number = int(given)
     else:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from db.errors import UsageError
+from db.errors import UsageError, plainly
 
 #: Where the ``source`` of a recording says that the trace was made from such a log.
 SOURCE = "kvmmmu"
@@ -120,7 +120,7 @@ def read(path: Path) -> Iterator[Record]:
         with _open(path) as lines:
             yield from parse(lines, path.name)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", _HINT) from error
+        raise UsageError(f"{path} cannot be read: {plainly(error)}", _HINT) from error
 
 
 def parse(lines: TextIO, name: str) -> Iterator[Record]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from db.event import Kind
+from db.event import Kind, is_event
 from db.trace import TraceReader
 
 #: The bit mask of all kinds.
@@ -27,6 +27,19 @@ class Query:
     def rows(self, trace: TraceReader) -> Iterator[tuple[Any, ...]]:
         """Its rows, streamed; numbers as the file holds them."""
         return trace.stream(self.sql, self.parameters)
+
+
+class Events(Query):
+    """Rows of the event table, in order."""
+
+    def rows(self, trace: TraceReader) -> Iterator[tuple[Any, ...]]:
+        """Rows of seq, kind, vcpu, flags, addr, value; one of no known shape raises ``TraceError``, as in ``TraceReader.events``."""
+        last = 0
+        for row in super().rows(trace):
+            if not is_event(*row) or row[0] <= last:
+                raise trace.damaged(f"event {row[0]!r} is incomplete or of no known shape")
+            last = row[0]
+            yield row
 
 
 #: Events of each kind and vCPU between two marks; 0 where no mark comes before.
@@ -58,12 +71,11 @@ STORES = Query("SELECT seq, addr, pc FROM event LEFT JOIN store_origin USING (se
 
 
 def events(first: int, last: int, kinds: int = EVERY_KIND, vcpus: int = -1) -> Query:
-    """Events ``first`` to ``last``; ``kinds`` and ``vcpus`` are bit masks by number."""
-    return Query(
-        "SELECT seq, kind, vcpu, flags, addr, value FROM event\n"
-        "WHERE seq BETWEEN :first AND :last AND :kinds >> kind & 1 AND :vcpus >> vcpu & 1 ORDER BY seq",
-        {"first": first, "last": last, "kinds": kinds, "vcpus": vcpus},
-    )
+    """Events ``first`` to ``last``; ``kinds`` and ``vcpus`` are bit masks by number. Where none is left out, a row of no kind is not either."""
+    sql = "SELECT seq, kind, vcpu, flags, addr, value FROM event\nWHERE seq BETWEEN :first AND :last"
+    sql += " AND :kinds >> kind & 1" if kinds != EVERY_KIND else ""
+    sql += " AND :vcpus >> vcpu & 1" if vcpus != -1 else ""
+    return Events(sql + " ORDER BY seq", {"first": first, "last": last, "kinds": kinds, "vcpus": vcpus})
 
 
 def by_bucket(width: int) -> Query:

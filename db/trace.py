@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from db import models
 from db.copies import PrivateCopy, check_old, finished_copy, unfinished, upgraded_copy
 from db.errors import TraceError
-from db.event import MAX_GPA, MAX_VCPUS, WRITE_SIZE, Event, Kind, is_content, unsigned
+from db.event import MAX_GPA, MAX_VCPUS, Event, Kind, is_content, is_event, unsigned
 from db.opening import SQLITE_ERRORS, Budget, check_schema, damage, engine, harden, identify, reading_engine, trace_error
 from db.schema import SCHEMA_VERSION
 from db.storage import is_being_written
@@ -22,9 +22,6 @@ from db.storage import is_being_written
 _LOG = logging.getLogger(__name__)
 
 _HAVE_EXTRA = (Kind.REGS, Kind.PAGE)
-
-#: The ``flags`` column, and with it kind and vCPU, stays below this.
-MOST_FLAGS = (1 << 16) - 1
 
 _PYTHON_TYPES: dict[type, tuple[type, ...]] = {Integer: (int,), Text: (str,), LargeBinary: (bytes,), REAL: (float, int)}
 
@@ -196,9 +193,9 @@ class TraceReader(OpenTrace):
 
         A row of no known shape raises ``TraceError``.
         """
-        registers = self._side(models.mode_registers, after)
-        pdptes = self._side(models.pdptes, after)
-        contents = self._contents(after)
+        registers = self.side("mode_registers", after)
+        pdptes = self.side("pdptes", after)
+        contents = self.contents(after)
         columns = select(models.event).where(models.event.c.seq > after).order_by(models.event.c.seq)
         if len(kinds) < len(Kind):
             columns = columns.where(models.event.c.kind.in_([int(kind) for kind in kinds]))
@@ -211,32 +208,23 @@ class TraceReader(OpenTrace):
                 extra = pdptes.get(seq)
             elif kind == Kind.PAGE:
                 extra = contents.get(seq)
-            try:
-                good = (
-                    last < seq
-                    and 0 <= kind | vcpu | flags <= MOST_FLAGS
-                    and 1 <= kind <= 6
-                    and vcpu < MAX_VCPUS
-                    and (extra is not None or kind not in _HAVE_EXTRA)
-                    and (kind != Kind.WRITE or (1 <= flags & WRITE_SIZE <= 8 and 0 <= addr <= MAX_GPA - 8))
-                    and (kind != Kind.PAGE or (0 <= addr < MAX_GPA and not addr & 0xFFF))
-                )
-                addr, value = unsigned(addr), unsigned(value)  # noqa: PLW2901 - as the caller wants them
-            except TypeError:
-                good = False
+            good = is_event(seq, kind, vcpu, flags, addr, value) and last < seq and (extra is not None or kind not in _HAVE_EXTRA)
             if not good:
                 raise self.damaged(f"event {seq!r} is incomplete or of no known shape")
             last = seq
-            yield Event(kind, vcpu, flags, addr, value, extra)
+            yield Event(kind, vcpu, flags, unsigned(addr), unsigned(value), extra)
 
-    def _side(self, table: Table, after: int) -> dict[int, tuple[int | None, ...]]:
+    def side(self, name: str, after: int = 0) -> dict[int, tuple[int | None, ...]]:
+        """What ``mode_registers`` or ``pdptes`` has for each event past ``after``, unsigned; ``TraceError`` where that is no number."""
+        table = models.metadata.tables[name]
         rows = self._in_order(select(table).where(table.c.seq > after).order_by(table.c.seq), table.name)
         try:
             return {row[0]: tuple(None if number is None else unsigned(number) for number in row[1:]) for row in rows}
         except TypeError as error:
             raise self.damaged(f"{table.name} holds what is no number") from error
 
-    def _contents(self, after: int) -> dict[int, bytes]:
+    def contents(self, after: int = 0) -> dict[int, bytes]:
+        """The packed words of each content past event ``after``; ``TraceError`` where they are none of a page."""
         contents: dict[int, bytes] = {}
         columns = select(models.content).where(models.content.c.seq > after).order_by(models.content.c.seq)
         for seq, words in self._in_order(columns, "content"):

@@ -113,6 +113,14 @@ _FACTS = {
     "findings": "what is worth a look: see [findings.md](findings.md). `TRACE` and `GUEST` in a command stand for the file and the guest",
 }
 
+_GUEST_FAULTS = """\
+`access.guest_faults` need not be the number of accesses that were recorded as ended in a guest page fault (the `fault` of an access, "guest
+page fault" in Perfetto). It is the model's judgement: it walks the guest's tables as it knows them when the access is replayed. It finds no
+fault where a store to the entry came into the trace before the access although the guest made it after, or where the fault was over a
+reserved bit or of SMEP or SMAP, which the model does not know; it finds one where an access is replayed whose entry the trace shows as absent
+just then. And an access that the shadow tables still allow, because the guest cleared the entry without INVLPG, is no fault in the model.
+"""
+
 _KEYS = "## Keys of `report --by`\n\n| key | what it is |\n| --- | --- |\n"
 
 
@@ -121,7 +129,9 @@ def verbs() -> str:
     context = click.Context(cli, info_name="shadowtrace")
     parts = [
         "# Verbs\n",
-        "Each verb's own help. Exit codes: 0 done, 1 ours, 2 usage, 3 a limit that you set was missed, 130 interrupted.\n",
+        "Each verb's own help. Exit codes: 0: done; 1: it failed (a full disk, a QEMU that crashed), or what `verify` or `doctor` looked at is"
+        " not in order; 2: it cannot be done as asked, or a file is not a sound trace; 3: a limit that you set was missed, or captures"
+        " differ; 130: interrupted by Ctrl-C.\n",
     ]
     for verb in VERBS:
         module = importlib.import_module(f"shadowtrace.{verb if verb != 'import' else 'import_'}")
@@ -142,6 +152,8 @@ def counters() -> str:
     for section in SECTIONS:
         rows = [f"| `{name}` | {text} |" for name, text in known.items() if name.startswith(f"{section}.")]
         parts.append(f"## {_SECTION_TITLES[section]}\n\n| counter | what it counts |\n| --- | --- |\n" + "\n".join(rows) + "\n")
+        if section == "access":
+            parts.append(_GUEST_FAULTS)
     rows = [f"| `{name}` | {text} |" for name, text in _FACTS.items()]
     parts.append("## Facts at the end\n\n| fact | what it is |\n| --- | --- |\n" + "\n".join(rows) + "\n")
     parts.append(_KEYS + "\n".join(f"| `{name}` | {key.about} |" for name, key in KEYS.items()) + "\n")

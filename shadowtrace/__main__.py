@@ -44,7 +44,11 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
-            return None
+            if ctx.resilient_parsing:
+                return None
+            from db.errors import UsageError, nearest
+
+            raise UsageError(f"there is no verb {cmd_name!r}", f"{nearest(cmd_name, VERBS)}shadowtrace --help lists them")
         module = importlib.import_module(f"shadowtrace.{cmd_name if cmd_name != 'import' else 'import_'}")
         command = module.command
         assert isinstance(command, click.Command)
@@ -75,8 +79,16 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; its exit code: 0 done, 1 ours, 2 usage, 3 a limit missed, 130 interrupted."""
+    """Run the command line; its exit code: 0 done, 1 failed, 2 wrong use or trace, 3 a limit missed, 130 interrupted."""
+    from shadowtrace.interrupts import remembered
+
+    with remembered():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     from db.errors import EXIT_INTERRUPTED, ShadowtraceError
+    from shadowtrace.interrupts import came
 
     _show_warnings()
     try:
@@ -89,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except ShadowtraceError as error:
+        if came():
+            # SQLite asks us before it reads; where Ctrl-C ended our answer, it says that the file is at fault.
+            click.echo("shadowtrace: interrupted", err=True)
+            return EXIT_INTERRUPTED
         _say(str(error), error.hint)
         return error.exit_code
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from db.errors import UsageError
 from db.queries import STORES
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import chosen, model_options, sql_option, trace_argument
+from shadowtrace.options import chosen, model_options, refuse_model_options, show, sql_option, trace_argument
 from shadowtrace.progress import replay_line
 
 _COSTS = ("emulated", "floods", "zaps")
@@ -47,6 +47,8 @@ def command(trace: Path, by: str, sort: str, limit: int, plain: bool, form: str,
         return
     if plain and sort in _COSTS:
         raise UsageError(f"{sort} takes a replay to count", "leave out --no-replay, or --sort stores")
+    if plain:
+        refuse_model_options(("model", *options), "leave them out, or --no-replay")
     parameters = chosen(model, **options)
     with TraceReader(trace) as opened:
         journal = None
@@ -56,6 +58,6 @@ def command(trace: Path, by: str, sort: str, limit: int, plain: bool, form: str,
         rows = list(table(annotate(opened, journal), by, sort))
     named = None if plain else model
     if form == "table":
-        click.echo(report.text(rows, limit or None, named))
+        show(report.text(rows, limit or None, named))
     else:
         sys.stdout.writelines(report.as_rows(form, rows, named))

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from analyzer.comparison import broken, compare, limit
 from analyzer.reports import captures as captures_report
 from analyzer.reports import comparison as report
+from analyzer.reports.text import look
 from analyzer.sides import Side, from_json, from_trace, is_trace
 from db import captures
 from db.errors import EXIT_LIMIT, UsageError
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import chosen, paired_model_options
+from shadowtrace.options import chosen, given, paired_model_options, show
 from shadowtrace.progress import replay_line
 
 
@@ -68,8 +68,7 @@ def command(
       shadowtrace diff --capture boot.db --log qemu.log
     """
     if capture:
-        context = click.get_current_context()
-        if limits or any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in options):
+        if limits or given(options):
             raise UsageError("--fail-on, models and their parameters are for runs", "leave them out, or --capture")
         return _captures([left] if right is None else [left, right], log, common)
     if log is not None or common:
@@ -86,7 +85,7 @@ def command(
     missed = broken(wanted, found)
     shown = found if everything else [one for one in found if one.left != one.right]
     if form == "table":
-        click.echo(report.text(ours, theirs, shown, most or None))
+        show(report.text(ours, theirs, shown, most or None, look()))
     elif form == "json":
         click.echo(report.as_json(ours, theirs, shown, missed))
     else:
@@ -124,6 +123,6 @@ def _captures(files: list[Path], log: Path | None, common: bool) -> int:
     different = False
     for ours, theirs in pairs:
         lists = captures.compare(ours, theirs, common)
-        click.echo(captures_report.text(ours, theirs, lists))
+        show(captures_report.text(ours, theirs, lists))
         different |= any(compared.difference is not None for compared in lists)
     return EXIT_LIMIT if different else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from db.errors import EXIT_OURS
+from shadowtrace.options import show
 from tracer.doctor import findings
 
 
@@ -18,7 +19,7 @@ def command() -> int:
     """
     found = findings()
     for finding in found:
-        click.echo(f"{'ok     ' if finding.good else 'missing'}  {finding.what}: {finding.detail}")
+        show(f"{'ok     ' if finding.good else 'missing'}  {finding.what}: {finding.detail}")
         if not finding.good:
-            click.echo(f"         fix: {finding.fix}")
+            show(f"         fix: {finding.fix}")
     return 0 if all(finding.good for finding in found) else EXIT_OURS

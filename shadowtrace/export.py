@@ -14,7 +14,7 @@ from db.files import check_target, new_text
 from db.interchange import write_jsonl
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import chosen, model_options, trace_argument
+from shadowtrace.options import chosen, model_options, refuse_model_options, trace_argument
 from shadowtrace.progress import replay_line
 
 
@@ -45,6 +45,8 @@ def command(trace: Path, form: str, output: Path | None, replayed: bool, model: 
         raise UsageError(f"{form} is no text: say where to", f"shadowtrace export {trace} --format {form} -o FILE")
     if replayed and form != "perfetto":
         raise UsageError("--replay draws tracks for Perfetto", "--format perfetto")
+    if not replayed:
+        refuse_model_options(("model", *options), "leave them out, or add --format perfetto --replay")
     if output is not None:
         check_target(output)
     with TraceReader(trace) as opened:

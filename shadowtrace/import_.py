@@ -14,7 +14,7 @@ from db.errors import UsageError
 from db.importing import import_jsonl
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import force_option, output_option
+from shadowtrace.options import force_option, output_option, show
 
 _MODEL = "kvm-2.6.20"
 
@@ -51,4 +51,4 @@ def _import_log(events: Path, output: Path, force: bool, kernel: str | None, aga
     if against is not None:
         with TraceReader(against) as trace:
             found = livekvm.compare(trace, parameters(_MODEL), counted)
-        click.echo(livekvm_report.comparison(found, _MODEL, livekvm.model_name(kernel)))
+        show(livekvm_report.comparison(found, _MODEL, livekvm.model_name(kernel)))

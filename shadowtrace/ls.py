@@ -8,6 +8,7 @@ import click
 
 from analyzer.reports import listing as report
 from db.listing import listing
+from shadowtrace.options import show
 
 
 @click.command("ls")
@@ -25,6 +26,6 @@ def command(paths: tuple[Path, ...], form: str) -> None:
     if form == "json":
         click.echo(report.as_json(found))
     elif found:
-        click.echo(report.text(found))
+        show(report.text(found))
     else:
         click.echo("no traces here", err=True)

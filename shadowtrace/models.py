@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from analyzer.model import MODELS
+from analyzer.reports.text import width
 
 
 @click.command("models")
@@ -17,5 +18,5 @@ def command() -> None:
     """
     for model in MODELS.values():
         click.echo(model.name)
-        click.echo(click.wrap_text(model.about, width=100, initial_indent="    ", subsequent_indent="    "))
+        click.echo(click.wrap_text(model.about, width=min(width(), 100), initial_indent="    ", subsequent_indent="    "))
         click.echo()

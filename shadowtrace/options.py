@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from analyzer.model import HASHES, MODELS, Parameters, parameters
 from analyzer.replay import CORES
-from db.errors import UsageError
+from analyzer.reports.text import folded, look
+from db.errors import UsageError, nearest
 
 Command = Callable[..., Any]
 
@@ -62,20 +64,37 @@ def paired_model_options(command: Command) -> Command:
 
     def bare() -> None: ...
 
-    given: list[click.Option] = model_options(bare).__click_params__  # type: ignore[attr-defined]
-    for option in given:
+    added: list[click.Option] = model_options(bare).__click_params__  # type: ignore[attr-defined]
+    for option in added:
         option.multiple = True
         if isinstance(option.default, str):
             option.default = (option.default,)
-    command.__dict__.setdefault("__click_params__", []).extend(given)
+    command.__dict__.setdefault("__click_params__", []).extend(added)
     return command
+
+
+def given(names: Iterable[str]) -> bool:
+    """Whether any of these parameters of the verb that runs stands on its command line."""
+    context = click.get_current_context()
+    return any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in names)
+
+
+def refuse_model_options(names: Iterable[str], hint: str) -> None:
+    """Raise ``UsageError`` where a model option is given to a verb that replays nothing."""
+    if given(names):
+        raise UsageError("nothing is replayed: a model and its parameters have no say here", hint)
 
 
 def chosen(model: str, hash_name: str | None, **changes: Any) -> Parameters:
     """The parameters that the model options ask for; ``UsageError`` where there is no such model."""
     if model not in MODELS:
-        raise UsageError(f"there is no model called {model!r}", f"models: {', '.join(MODELS)}")
+        raise UsageError(f"there is no model called {model!r}", f"{nearest(model, MODELS)}models: {', '.join(MODELS)}")
     return parameters(model, hash=hash_name, **changes)
+
+
+def show(text: str) -> None:
+    """Print what is for people: sentences end where the terminal, or COLUMNS, does."""
+    click.echo(folded(text, look()))
 
 
 def wants_colour() -> bool:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.status import Status as Spinner
 
 from analyzer.reports.text import printable
+from shadowtrace.interrupts import raise_again
 
 if TYPE_CHECKING:
     from tracer.request import Status
@@ -64,7 +65,14 @@ def sweep_line(total: int, kept: Path) -> Iterator[Callable[[int], None]]:
 def _line(first: str) -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda text: None
+        yield lambda text: raise_again()
+        raise_again()
         return
     with Spinner(escape(first), console=console, refresh_per_second=8) as spinner:
-        yield lambda text: spinner.update(escape(text))
+
+        def show(text: str) -> None:
+            raise_again()
+            spinner.update(escape(text))
+
+        yield show
+        raise_again()

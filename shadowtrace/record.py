@@ -10,7 +10,7 @@ import click
 from analyzer.reports import recorded
 from db.errors import EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OURS, UsageError
 from shadowtrace import __version__
-from shadowtrace.options import force_option, output_option
+from shadowtrace.options import force_option, output_option, show
 from shadowtrace.progress import recording_line
 from tracer import guest as guests
 from tracer.attach import Attachment, attach
@@ -150,7 +150,7 @@ def command(
     with recording_line(f"recording into {output}; Ctrl-C ends it and seals the file") as progress:
         outcome = record(request, progress) if socket is None else attach(Attachment(Path(socket), ram_file), request, progress)
     shown = (outcome.ended, outcome.detail, outcome.events, outcome.lost, outcome.verdict, named or "", outcome.not_shown)
-    click.echo(recorded.text(str(output), *shown))
+    show(recorded.text(str(output), *shown))
     if outcome.ended == "interrupted":
         return EXIT_INTERRUPTED
     if outcome.ended == "crash":

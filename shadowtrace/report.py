@@ -22,7 +22,7 @@ from analyzer.reports import livekvm as livekvm_report
 from analyzer.reports import table
 from analyzer.reports.about import About
 from analyzer.reports.about import about as about_trace
-from analyzer.reports.text import look
+from analyzer.reports.text import Look, folded, look
 from analyzer.saving import Costs
 from db.errors import UsageError
 from db.files import check_target, new_text
@@ -43,7 +43,7 @@ ROW_FORMATS = ("jsonl", "csv", "markdown")
 @click.option("--by", metavar="KEY,..", help=f"Group instead: {', '.join(KEYS)}.")
 @click.option("--only", metavar="KEY=VALUE", multiple=True, help="Count only what has this value, as --by shows it; more than one: all.")
 @click.option("--sort", metavar="COLUMN", help=f"The greatest first: {', '.join(COUNTS)}; or a key of --by.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="No more than N rows.")
+@click.option("--limit", type=click.IntRange(0), metavar="N", help="No more than N rows; 0: all.")
 @click.option("--saved/--no-saved", default=None, help="Replay without a cache too and compare. A kept run of that is compared anyway.")
 @click.option("--cycles-exit", type=click.IntRange(0), default=Costs.exit, show_default=True, help="Cost model: an exit and back.")
 @click.option("--cycles-fault", type=click.IntRange(0), default=Costs.fault, show_default=True, help="Cost model: work at a fault.")
@@ -85,24 +85,25 @@ def command(
     conditions = [_condition(text) for text in only]
     _check_output(form, keys, output)
     costs = Costs(cycles_exit, cycles_fault, cycles_fill)
+    seen = look() if output is None else Look()
     with TraceReader(trace) as opened:
         if (live := livekvm.stored(opened)) is not None:
             about = about_trace(opened, live)
-            _write(json_report.report(about, live) if form == "json" else livekvm_report.report(about, live), output)
+            _write(json_report.report(about, live) if form == "json" else folded(livekvm_report.report(about, live), seen), output)
             return
         if keys:
             run, end = _replayed(opened, model, parameters, core)
-            groups = arranged(grouped(end, story(opened), keys, conditions), _column(sort, keys), limit)
-            text = _rows(about_trace(opened, run), run, groups, keys, form)
+            groups = arranged(grouped(end, story(opened), keys, conditions), _column(sort, keys), limit or None)
+            text = _rows(about_trace(opened, run), run, groups, keys, form, seen)
             fresh = [run]
         else:
-            text, fresh = _whole(opened, _Wanted(model, parameters, saved, costs, core, form, everything))
+            text, fresh = _whole(opened, _Wanted(model, parameters, saved, costs, core, form, everything, seen))
     for done in fresh:
         replay.keep(trace, done)
     _write(text, output)
 
 
-def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], keys: list[str], form: str) -> str:
+def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], keys: list[str], form: str, seen: Look) -> str:
     if form == "json":
         return json_report.rows(about, run, groups)
     if form == "jsonl":
@@ -111,7 +112,7 @@ def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], keys: lis
         return row_report.csv(groups, keys)
     if form == "markdown":
         return row_report.markdown(groups, keys)
-    return row_report.table(groups, keys, look())
+    return row_report.table(groups, keys, seen)
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class _Wanted:
     core: str | None
     form: str
     everything: bool
+    look: Look
 
 
 def _whole(opened: TraceReader, wanted: _Wanted) -> tuple[str, list[replay.Run]]:
@@ -149,7 +151,7 @@ def _shown(opened: TraceReader, run: replay.Run, wanted: _Wanted) -> tuple[str, 
     elif wanted.form == "json":
         text = json_report.report(about, run)
     else:
-        text = table.report(about, run, look(), wanted.everything)
+        text = table.report(about, run, wanted.look, wanted.everything)
     return text, [without] if without is not None and made else []
 
 
@@ -177,7 +179,7 @@ def _keys(by: str | None, sort: str | None, limit: int | None, only: tuple[str, 
     if by is None:
         if form in ROW_FORMATS:
             return list(ROLE_KEYS)
-        if sort or limit or only:
+        if sort or limit is not None or only:
             raise UsageError("--sort, --limit and --only are for rows", "add --by KEY, or --format csv")
         return []
     keys = [key.strip() for key in by.split(",")]

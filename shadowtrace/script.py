@@ -47,8 +47,12 @@ def command(trace: Path, first: str, last: str | None, kinds: tuple[str, ...], v
         if sql:
             click.echo(query)
             return
+        found = False
         for block in script.text(opened, query) if form == "text" else script.jsonl(opened, query):
             sys.stdout.write(block)
+            found = found or bool(block)
+        if not found:
+            click.echo(f"no such event among the {opened.count():,} of this trace", err=True)
 
 
 def _mask(vcpus: tuple[int, ...]) -> int:

@@ -37,6 +37,8 @@ def command(trace: Path, query: str | None, listing: bool, form: str, limit: int
       shadowtrace sql boot.db "SELECT comm, count(*) FROM v_cr3_load GROUP BY comm"
       shadowtrace sql boot.db --list
     """
+    if listing and query is not None:
+        raise UsageError("--list asks nothing: the query would not be run", "leave out one of the two")
     with Session(trace, timeout) as session:
         if listing:
             sys.stdout.writelines(report.render(form, ("name", "what it holds", "columns"), session.catalogue()))

@@ -9,7 +9,7 @@ import click
 from analyzer.inventory import QUERIES, inventory
 from analyzer.reports import inventory as report
 from db.trace import TraceReader
-from shadowtrace.options import sql_option, trace_argument
+from shadowtrace.options import show, sql_option, trace_argument
 
 
 @click.command("stat")
@@ -30,4 +30,7 @@ def command(trace: Path, form: str, everything: bool, sql: bool) -> None:
         return
     with TraceReader(trace) as opened:
         found = inventory(opened)
-    click.echo(report.as_json(found) if form == "json" else report.text(found, None if everything else 20))
+    if form == "json":
+        click.echo(report.as_json(found))
+    else:
+        show(report.text(found, None if everything else 20))

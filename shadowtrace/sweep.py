@@ -11,9 +11,10 @@ import click
 from analyzer import sweep
 from analyzer.model import HASHES
 from analyzer.reports import sweep as sweep_report
+from analyzer.reports.text import look
 from db.files import check_target
 from shadowtrace import __version__
-from shadowtrace.options import core_option
+from shadowtrace.options import core_option, show
 from shadowtrace.progress import sweep_line
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Shard(_PairType):
 
 
 @click.command("sweep")
-@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", "models", default="kvm-2.6.20", show_default=True, help="Models, with commas between them.")
 @click.option("--pages", type=Numbers(), help="Shadow pages: 32..4096 doubles, 100,200 lists. Buckets follow unless given.")
 @click.option("--buckets", type=Numbers(), help="Buckets of the hash table.")
@@ -106,5 +107,8 @@ def command(
             sweep.sweep_on_dask(units, kept, scheduler, progress)
         else:
             sweep.sweep(units, kept, jobs or len(os.sched_getaffinity(0)), progress, core)
-    renderer = {"table": sweep_report.table, "json": sweep_report.as_json, "csv": sweep_report.as_csv}[form]
-    click.echo(renderer(kept.of(units)))
+    results = kept.of(units)
+    if form == "table":
+        show(sweep_report.table(results, look()))
+    else:
+        click.echo(sweep_report.as_json(results) if form == "json" else sweep_report.as_csv(results))

@@ -10,6 +10,7 @@ from analyzer.reports.text import printable
 from db.errors import EXIT_OURS, UsageError
 from db.trace import TraceReader
 from db.verify import explain, verify
+from shadowtrace.options import show
 
 
 @click.command("verify")
@@ -25,7 +26,7 @@ def command(trace: Path | None, name: str | None) -> int:
     """
     if name is not None:
         check = explain(name)
-        click.echo(f"{check.name}: {check.claim}.\n  {check.why}")
+        show(f"{check.name}: {check.claim}.\n  {check.why}")
         return 0
     if trace is None:
         raise UsageError("say which trace to verify", "shadowtrace verify FILE.db")
@@ -33,9 +34,9 @@ def command(trace: Path | None, name: str | None) -> int:
         findings = verify(opened)
     for finding in findings:
         status = "FAILED" if finding.failures else "n/a   " if finding.not_applicable else "ok    "
-        click.echo(f"{status}  {finding.check.name}: {finding.not_applicable or finding.check.claim}")
+        show(f"{status}  {finding.check.name}: {finding.not_applicable or finding.check.claim}")
         for case in finding.cases:
-            click.echo(f"          {printable(case)}")
+            show(f"          {printable(case)}")
         if finding.failures > len(finding.cases):
             click.echo(f"          ... {finding.failures:,} in all")
     return EXIT_OURS if any(finding.failures for finding in findings) else 0

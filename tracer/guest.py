@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from db.errors import UsageError
+from db.errors import UsageError, nearest
 from tracer import images, resources
 from tracer.expect import Expectation
 from tracer.images import Images, Source, fetch
@@ -59,7 +59,10 @@ def names() -> list[str]:
 def load(name: str) -> Guest:
     """The recipe called ``name``; ``UsageError`` where there is none."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or name not in names():
-        raise UsageError(f"there is no guest called {name!r}", f"guests: {', '.join(names())}; or your own: record -o FILE -- QEMU ARGS")
+        raise UsageError(
+            f"there is no guest called {name!r}",
+            f"{nearest(name, names())}guests: {', '.join(names())}; or your own: record -o FILE -- QEMU ARGS",
+        )
     folder = resources.scripts() / "guests" / name
     with (folder / "guest.toml").open("rb") as file:
         recipe = tomllib.load(file)

@@ -83,13 +83,24 @@ def opening(about: About, run: Run) -> Iterable[str]:
     yield from _checks(about.checks)
     yield f"{run.model}{_parameters(run)} · {run.events:,} events replayed by the {run.core} core{f' ({run.why})' if run.why else ''}"
     if about.touch == "none":
-        yield "  page tables only: no accesses were recorded, so faults and the tables that faults build are not in these numbers"
+        yield _untouched(run.facts)
     changed = run.facts["contents"]["changed"]
     if changed:
         yield (
             f"  {changed:,} page contents arrived changed for frames that were still shadowed: hits are too good,"
             f" retired tables were watched for {about.linger} stores (record --linger)"
         )
+
+
+def _untouched(facts: dict[str, Any]) -> str:
+    """What page tables alone tell of faults: nothing by the plugin; by gdb the accesses that ended in the guest's own page faults."""
+    accesses = facts["access"]["mapped"] + facts["access"]["faults"]
+    if not accesses:
+        return "  page tables only: no accesses were recorded, so faults and the tables that faults build are not in these numbers"
+    return (
+        f"  page tables only: the {accesses:,} accesses recorded are those that ended in a guest page fault, so other faults and the tables"
+        " that these build are not in these numbers"
+    )
 
 
 def _how(about: About) -> str:

@@ -8,27 +8,23 @@ from dataclasses import asdict
 
 from analyzer.comparison import Difference, Limit, Number
 from analyzer.reports import rows
-from analyzer.reports.text import columns, printable
+from analyzer.reports.text import Look, columns, printable, squeezed
 from analyzer.sides import Side
 
+#: No fact's name is cut to fewer characters to make room for its numbers.
+_NAME = 36
 
-def text(left: Side, right: Side, differences: Sequence[Difference], most: int | None) -> str:
-    """A row for each of the first ``most`` differences; ``None`` for all."""
+
+def text(left: Side, right: Side, differences: Sequence[Difference], most: int | None, look: Look) -> str:
+    """A row for each of the first ``most`` differences; ``None`` for all. Where it is narrow, names are cut before numbers."""
     shown = differences[:most]
-    table = [("fact", "left", "right", "change", "%", "")]
-    table += [
-        (
-            printable(difference.name),
-            _count(difference.left),
-            _count(difference.right),
-            _change(difference.absolute),
-            _percent(difference.relative),
-            "",
-        )
-        for difference in shown
-    ]
+    numbers = [("left", "right", "change", "%")]
+    numbers += [(_count(one.left), _count(one.right), _change(one.absolute), _percent(one.relative)) for one in shown]
+    room = look.width - sum(2 + max(map(len, column)) for column in zip(*numbers, strict=True)) - 2
+    names = ["fact", *(squeezed(printable(one.name), max(room, _NAME)) for one in shown)]
+    table = [(name, *row, "") for name, row in zip(names, numbers, strict=True)]
     lines = [f"left   {_about(left, right)}", f"right  {_about(right, left)}", ""]
-    lines.append(columns(table) if shown else "no fact differs")
+    lines.append(columns(table, fit=look.width) if shown else "no fact differs")
     if len(shown) < len(differences):
         lines.append(f"{len(differences) - len(shown):,} more; --limit 0 shows them, --all those that are equal too")
     return "\n".join(lines)

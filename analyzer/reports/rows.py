@@ -9,12 +9,15 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from analyzer.reports.text import printable, width
+from analyzer.reports.text import printable, shortened, width
 
 FORMATS = ("table", "csv", "json", "jsonl", "markdown")
 
 #: The longest cell of a table.
 _CELL = 100
+
+#: The shortest that a column of words is cut to.
+_LEAST = 12
 
 Rows = Iterable[Sequence[Any]]
 
@@ -33,18 +36,24 @@ def _text(value: Any) -> str:
 
 
 def _table(columns: Sequence[str], rows: Rows) -> Iterator[str]:
-    """Aligned columns, numbers to the right; columns that do not fit are left out from the right, and the first is cut."""
+    """Aligned columns, numbers to the right. Where they do not fit, the last that does is cut if it holds words; the rest are left out."""
     kept = [list(row) for row in rows]
     cells = [[_text(name) for name in columns], *([_short(_text(value)) for value in row] for row in kept)]
     numeric = [bool(kept) and all(isinstance(row[i], int | float | None) for row in kept) for i in range(len(columns))]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    while len(widths) > 1 and sum(widths) + 2 * (len(widths) - 1) > width():
-        widths.pop()
+    room = width()
+    while (over := sum(widths) + 2 * (len(widths) - 1) - room) > 0:
+        last = widths.pop()
+        if not widths or (not numeric[len(widths)] and last - over >= _LEAST):
+            widths.append(max(last - over, 1))
+            break
     for row in cells:
-        aligned = [row[i].rjust(widths[i]) if numeric[i] else row[i].ljust(widths[i]) for i in range(len(widths))]
-        yield "  ".join(aligned).rstrip()[: width()] + "\n"
+        cut = [shortened(row[i], widths[i]) for i in range(len(widths))]
+        aligned = [cut[i].rjust(widths[i]) if numeric[i] else cut[i].ljust(widths[i]) for i in range(len(widths))]
+        yield "  ".join(aligned).rstrip() + "\n"
     if len(widths) < len(columns):
-        yield f"... {len(columns) - len(widths)} more columns\n"
+        more = len(columns) - len(widths)
+        yield f"... {more} more column{'s' if more > 1 else ''}\n"
 
 
 def _short(cell: str) -> str:

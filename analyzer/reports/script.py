@@ -19,6 +19,7 @@ from db.event import (
     Kind,
     Seen,
     kind_name,
+    unpack_words,
 )
 from db.queries import Query
 from db.trace import TraceReader
@@ -51,9 +52,9 @@ class _Aside:
 
     def __init__(self, trace: TraceReader) -> None:
         self._history = History(trace)
-        self.registers = {seq: values for seq, *values in trace.stream("SELECT seq, cr0, cr4, efer FROM mode_registers ORDER BY seq")}
-        self.pdptes = {seq: entries for seq, *entries in trace.stream("SELECT * FROM pdptes")}
-        self.words = dict(trace.stream("SELECT seq, length(words) / 10 FROM content"))
+        self.registers = trace.side("mode_registers")
+        self.pdptes = trace.side("pdptes")
+        self.words = {seq: len(unpack_words(words)) for seq, words in trace.contents().items()}
         self._loads = list(trace.stream("SELECT seq, vcpu, cr0, cr4, efer FROM mode_registers JOIN event USING (seq) ORDER BY seq DESC"))
         self._values: dict[int, dict[str, int]] = {}
         self._entry_bytes: dict[int, int] = {}
@@ -92,10 +93,8 @@ def text(trace: TraceReader, query: Query) -> Iterator[str]:
     for seq, kind, vcpu, flags, addr, value in query.rows(trace):
         if kind == Kind.ACCESS:
             block.append(f"{seq:10d} [{vcpu}] access: va={addr & MASK64:#x} {_TOUCH[flags & 15]}\n")
-        elif kind in others:
-            block.append(f"{seq:10d} [{vcpu}] {others[kind](seq, vcpu, flags, addr, value)}\n")
         else:
-            block.append(f"{seq:10d} [{vcpu}] kind {kind}: flags={flags:#x} addr={addr & MASK64:#x} value={value & MASK64:#x}\n")
+            block.append(f"{seq:10d} [{vcpu}] {others[kind](seq, vcpu, flags, addr, value)}\n")
         if len(block) == _LINES:
             yield "".join(block)
             block.clear()
@@ -105,7 +104,7 @@ def text(trace: TraceReader, query: Query) -> Iterator[str]:
 def _regs(aside: _Aside) -> Line:
     def line(seq: int, _vcpu: int, _flags: int, _addr: int, _value: int) -> str:
         given = zip(("cr0", "cr4", "efer"), aside.registers.get(seq, ()), strict=False)
-        return "regs: " + " ".join(f"{name}={value & MASK64:#x}" for name, value in given if value is not None)
+        return "regs: " + " ".join(f"{name}={value:#x}" for name, value in given if value is not None)
 
     return line
 
@@ -113,7 +112,7 @@ def _regs(aside: _Aside) -> Line:
 def _cr3(aside: _Aside) -> Line:
     def line(seq: int, _vcpu: int, _flags: int, addr: int, _value: int) -> str:
         pdptes = aside.pdptes.get(seq)
-        four = "" if pdptes is None else " pdptes=" + ",".join(f"{entry & MASK64:#x}" for entry in pdptes)
+        four = "" if pdptes is None else " pdptes=" + ",".join(hex(entry or 0) for entry in pdptes)
         return f"cr3: {addr & MASK64:#x} {aside.name(seq, addr >> PAGE_SHIFT & (1 << 40) - 1)}{four}"
 
     return line
@@ -166,13 +165,11 @@ def _fields(aside: _Aside, seq: int, kind: int, vcpu: int, flags: int, addr: int
     if kind == Kind.CR3:
         fields: dict[str, Any] = {"value": hex(addr & MASK64), "name": aside.name(seq, addr >> PAGE_SHIFT & (1 << 40) - 1)}
         if seq in aside.pdptes:
-            fields["pdptes"] = [hex(entry & MASK64) for entry in aside.pdptes[seq]]
+            fields["pdptes"] = [hex(entry or 0) for entry in aside.pdptes[seq]]
         return fields
     if kind == Kind.REGS:
         given = zip(("cr0", "cr4", "efer"), aside.registers.get(seq, ()), strict=False)
-        return {name: hex(number & MASK64) for name, number in given if number is not None}
+        return {name: hex(number) for name, number in given if number is not None}
     if kind == Kind.PAGE:
         return {"gpa": hex(addr), "words": aside.words.get(seq, 0)}
-    if kind == Kind.INVLPG:
-        return {"va": hex(addr & MASK64)}
-    return {"flags": flags, "addr": hex(addr & MASK64), "value": hex(value & MASK64)}
+    return {"va": hex(addr & MASK64)}

@@ -8,18 +8,19 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from analyzer.reports.text import columns, number, printable
+from analyzer.reports.text import Look, columns, number, printable
 from x86.registers import Mode
 
-#: Width of a full bar.
+#: Width of a full bar where there is room, and of what stands around it.
 _BAR = 40
+_AROUND = 30
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 #: Parameters with a column of their own; others are named where they differ among the results.
 _SHOWN = ("pages", "buckets", "flood")
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], look: Look) -> str:
     """A row for each result, then the chart."""
     levels = _levels(results)
     varying = [name for name in (results[0]["parameters"] if results else ()) if name not in _SHOWN and _varies(results, name)]
@@ -40,7 +41,8 @@ def table(results: list[dict[str, Any]]) -> str:
                 f"{result['seconds']:.2f}",
             )
         )
-    return columns(rows) + "\n" + "".join(f"\n{line}" for line in _chart(results, levels))
+    bar = max(0, min(_BAR, look.width - _AROUND))
+    return columns(rows, fit=look.width) + "\n" + "".join(f"\n{line}" for line in _chart(results, levels, bar))
 
 
 def as_json(results: list[dict[str, Any]]) -> str:
@@ -86,7 +88,7 @@ def _percent(ratio: float | None) -> str:
     return "·" if ratio is None else f"{100 * ratio:.1f}"
 
 
-def _chart(results: list[dict[str, Any]], levels: list[tuple[int, int]]) -> Iterable[str]:
+def _chart(results: list[dict[str, Any]], levels: list[tuple[int, int]], bar: int) -> Iterable[str]:
     """Misses of all look-ups at each number of pages, level by level, for every series that has more than one."""
     series: dict[str, list[dict[str, Any]]] = {}
     tied = bool(results) and all(result["parameters"]["buckets"] == result["parameters"]["pages"] for result in results)
@@ -103,12 +105,12 @@ def _chart(results: list[dict[str, Any]], levels: list[tuple[int, int]]) -> Iter
             shown = [(point["parameters"]["pages"], ratio) for point in points if (ratio := miss_ratios(point).get(level)) is not None]
             for i, (pages, ratio) in enumerate(shown):
                 label = "" if i else "all" if level is None else _level_name(level)
-                yield f"  {label:12}{pages:>8,} {_bar(ratio)} {100 * ratio:.1f}%"
+                yield f"  {label:12}{pages:>8,} {_bar(ratio, bar)} {100 * ratio:.1f}%"
         yield ""
 
 
-def _bar(ratio: float) -> str:
-    eighths = round(ratio * _BAR * 8)
+def _bar(ratio: float, full: int) -> str:
+    eighths = round(ratio * full * 8)
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 

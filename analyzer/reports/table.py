@@ -9,7 +9,7 @@ from analyzer.facts import Facts
 from analyzer.replay import Run
 from analyzer.reports import why, worth
 from analyzer.reports.about import About, opening
-from analyzer.reports.text import Look, columns, number, printable, share, shortened, spark, wrapped
+from analyzer.reports.text import Look, columns, folded, number, printable, share, shortened, spark
 from x86.registers import Mode
 
 #: Programs that are shown unless all are asked for.
@@ -19,19 +19,15 @@ _PROGRAMS = 6
 def report(about: About, run: Run, look: Look, everything: bool = False) -> str:
     """The whole report as text. ``everything`` unfolds rows that say the same, and shows what is left out otherwise."""
     facts = run.facts
-    first = list(opening(about, run))
-    if look.terminal:
-        first = [line for text in first for line in wrapped(text, look.width, "", "  ")]
     parts = [
-        "\n".join(first),
+        "\n".join(opening(about, run)),
         _answer(facts, look),
         look.heading("Where the cache found its pages") + "\n" + _roles(facts, look, everything),
         look.heading("When") + "\n" + "\n".join(_phases(facts, look)),
         look.heading("Who") + "\n" + "\n".join(_programs(facts, look, everything)),
         *why.sections(facts, look, everything),
-        *worth.sections(about, run, look),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join([*(folded(part, look) for part in parts), *worth.sections(about, run, look)])
 
 
 def _answer(facts: Facts, look: Look) -> str:
@@ -46,7 +42,7 @@ def _answer(facts: Facts, look: Look) -> str:
     ]
     lines = [parts[0]]
     for part in parts[1:]:
-        if look.terminal and len(lines[-1]) + 4 + len(part) > look.width:
+        if look.folds and len(lines[-1]) + 4 + len(part) > look.width:
             lines.append("  " + part)
         else:
             lines[-1] += "    " + part

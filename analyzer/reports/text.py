@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 _BARS = "▁▂▃▄▅▆▇█"
+
+_COLOUR = re.compile(r"\x1b\[\d*m")
+
+#: A word of a shell's command, as ``shlex.quote`` writes it.
+_SHELL_WORD = re.compile(r"(?:'[^']*'|[^' ])+")
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class Look:
     width: int = 120
     terminal: bool = False
     bold: bool = False
+    folds: bool = False
+    """Whether sentences end at the width too, not tables alone."""
 
     def heading(self, text: str) -> str:
         """A section's heading."""
@@ -26,10 +34,10 @@ class Look:
 
 
 def look() -> Look:
-    """What standard output can show. NO_COLOR and a dumb terminal forbid bold words."""
+    """What standard output can show. NO_COLOR and a dumb terminal forbid bold words; a pipe without COLUMNS has whole sentences."""
     terminal = sys.stdout.isatty()
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    return Look(width(), terminal, terminal and not plain)
+    return Look(width(), terminal, terminal and not plain, terminal or bool(os.environ.get("COLUMNS")))
 
 
 def printable(text: str) -> str:
@@ -62,7 +70,7 @@ def share(part: int, whole: int) -> str:
 
 
 def width() -> int:
-    """Columns of the terminal; 120 where there is none."""
+    """Columns that COLUMNS or the terminal says; 120 where neither does."""
     return shutil.get_terminal_size((120, 24)).columns
 
 
@@ -70,7 +78,7 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "", left: int = 1, fit:
     """Rows as aligned columns: the first ``left`` and the last to the left, numbers to the right; the last are words.
 
     Columns that do not fit the terminal, or ``fit``, are dropped from the right; no row wraps, and no number is cut. The last
-    column is cut short where twelve characters of it have room.
+    column is cut short where twelve characters of it have room, the first where nothing else is left.
     """
     room = (width() if fit is None else fit) - len(indent)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -80,6 +88,7 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "", left: int = 1, fit:
         widths.pop()
         while len(widths) > 1 and sum(widths) + 2 * (len(widths) - 1) > room:
             widths.pop()
+        widths[0] = min(widths[0], max(room, 1))
     else:
         widths[last] = min(widths[last], room - before)
     lines = []
@@ -110,13 +119,54 @@ def shortened(text: str, room: int) -> str:
     return text if len(text) <= room else text[: max(room - 1, 0)] + "…"
 
 
+def squeezed(text: str, room: int) -> str:
+    """Text cut in its middle to so many characters: its end says as much as its beginning."""
+    if len(text) <= room:
+        return text
+    end = max(room - 1, 0) // 2
+    return text[: max(room - 1 - end, 0)] + "…" + text[len(text) - end :]
+
+
 def wrapped(text: str, room: int, first: str, rest: str) -> list[str]:
-    """A sentence in lines of up to ``room`` characters, the first after ``first``, the others after ``rest``."""
+    """A sentence in lines of up to ``room`` characters, the first after ``first``, the others after ``rest``.
+
+    A word that no line has room for, such as a digest, is cut.
+    """
     lines, line = [], first
-    for word in text.split(" "):
-        if len(line) + len(word) > room and line.strip() and line not in (first, rest):
+    for whole in text.split(" "):
+        word = whole
+        if _shown(line) + _shown(word) > room and line.strip() and line not in (first, rest):
             lines.append(line.rstrip())
             line = rest
+        while len(word) == _shown(word) > room - len(line) > 0:
+            lines.append(line + word[: room - len(line)])
+            word, line = word[room - len(line) :], rest
+        if word or line != rest:
+            line += word + " "
+    return [*lines, line.rstrip()]
+
+
+def folded(text: str, look: Look) -> str:
+    """Text with its sentences in lines that ``look`` has room for; each goes on two columns further in. Lines that fit stay as they are."""
+    if not look.folds:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip(" "))]
+        fits = _shown(line) <= look.width
+        lines += [line] if fits else wrapped(line[len(indent) :], look.width, indent, indent + "  ")
+    return "\n".join(lines)
+
+
+def pasted(command: str, look: Look, indent: str) -> list[str]:
+    """A command for a shell, in lines that can be pasted together where one has no room; a word of it is never cut."""
+    if not look.folds or len(indent + command) <= look.width:
+        return [indent + command]
+    lines, line = [], indent
+    for word in _SHELL_WORD.findall(command):
+        if line.strip() and len(f"{line}{word} \\") > look.width:
+            lines.append(line + "\\")
+            line = indent + "  "
         line += word + " "
     return [*lines, line.rstrip()]
 
@@ -134,7 +184,7 @@ def beside(first: str, second: str, room: int) -> str:
 
 def _shown(line: str) -> int:
     """Columns that a line takes on a terminal."""
-    return len(line.replace("\x1b[1m", "").replace("\x1b[0m", ""))
+    return len(_COLOUR.sub("", line))
 
 
 def spark(values: Sequence[int], length: int) -> str:

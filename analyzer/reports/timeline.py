@@ -66,7 +66,8 @@ def _axis(line: Timeline) -> str:
     text = ""
     for bucket in range(0, buckets, 20):
         text = f"{text:{bucket}}^{line.first + bucket * line.width:,}"
-    return f"{f'a column is {line.width:,} events':{LABEL}}" + text[:buckets]
+    events = f"{line.width:,} events" if line.width > 1 else "one event"
+    return f"{f'a column is {events}':{LABEL}}" + text[:buckets]
 
 
 def as_json(line: Timeline) -> str:

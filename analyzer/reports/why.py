@@ -46,8 +46,8 @@ def sections(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
         look.width,
     )
     yield beside(
-        block("One shadow page, several address spaces", _spaces(facts)),
-        block("Who had made the page that was found", _origins(facts)),
+        block("One shadow page, several address spaces", _spaces(facts, look)),
+        block("Who had made the page that was found", _origins(facts, look)),
         look.width,
     )
     yield beside(
@@ -67,7 +67,7 @@ def _frames(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
     rows = [("told apart", "now", "peak", "")]
     rows += [(text, number(apart[part]["now"]), number(apart[part]["peak"]), "") for part, text in _WAYS.items()]
     rows += [(f"{row['pages']} pages at once", number(row["now"]), number(row["peak"]), "") for row in frames["by_pages"]]
-    yield columns(rows, "  ")
+    yield columns(rows, "  ", fit=look.width)
     yield f"  {number(apart['several']['now'])} of {number(frames['shadowed'])} shadowed frames now, {number(apart['several']['peak'])} at the peak"
     yield from _bars([bucket["several_pages"] for bucket in facts["over_time"]["buckets"]], look)
     for frame in frames["top"] if everything else frames["top"][:1]:
@@ -77,7 +77,7 @@ def _frames(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
 
 def _bars(values: list[int], look: Look) -> Iterable[str]:
     if look.terminal and any(values):
-        yield f"  {spark(values, 40)}"
+        yield f"  {spark(values, min(40, look.width - 2))}"
 
 
 def _whose(names: list[str]) -> str:
@@ -92,7 +92,7 @@ def _parents(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
     for row in reversed(facts["parents"]):
         counts = ("pages", "several_parents", "most_parents", "chains", "chains_half_empty")
         rows.append((str(row["level"]), *(number(row[name]) for name in counts), ""))
-    yield columns(rows, "  ")
+    yield columns(rows, "  ", fit=look.width)
     peak = facts["multimapped"]["peak"]
     yield f"  pages with a pte chain: {number(peak)} at the peak, {number(facts['multimapped']['end'])} now"
     yield from _bars([bucket["multi_parent"] for bucket in facts["over_time"]["buckets"]], look)
@@ -104,24 +104,24 @@ def _parents(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
             yield f"  level {row['level']}: " + ", ".join(f"{pages:,} with {parents}" for parents, pages in row["histogram"].items())
 
 
-def _spaces(facts: Facts) -> Iterable[str]:
+def _spaces(facts: Facts, look: Look) -> Iterable[str]:
     shared = facts["space_sharing"]
     rows: list[tuple[str, ...]] = [("", "level", "alive", "in one", "in several", "most", "")]
     for when in ("peak", "end"):
         for i, row in enumerate(shared[when]["by_level"]):
             counts = ("pages", "in_one_root", "in_several", "most_roots")
             rows.append(("" if i else when, str(row["level"]), *(number(row[name]) for name in counts), ""))
-    yield columns(rows, "  ")
+    yield columns(rows, "  ", fit=look.width)
     yield f"  peak: after event {shared['peak']['event']:,}"
 
 
-def _origins(facts: Facts) -> Iterable[str]:
+def _origins(facts: Facts, look: Look) -> Iterable[str]:
     names = {"same_root": "same space", "other_root": "another", "other_vcpu": "another vCPU", "other_mode": "another mode"}
     rows = [("", "hits", *names.values(), "")]
     for which, origin in facts["origin"].items():
         total = sum(origin[name] for name in names)
         rows.append((which, number(total), *(share(origin[name], total) for name in names), ""))
-    yield columns(rows, "  ")
+    yield columns(rows, "  ", fit=look.width)
     yield "  in % of the hits"
 
 

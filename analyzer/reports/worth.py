@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from analyzer.findings import command
 from analyzer.replay import Run
 from analyzer.reports.about import About
-from analyzer.reports.text import Look, columns, number, printable, wrapped
+from analyzer.reports.text import Look, columns, folded, number, pasted, printable, wrapped
 
 _NAMES = {"faults": "faults", "exits": "exits", "pages_made": "pages made", "entries_filled": "entries filled"}
 
@@ -15,7 +15,8 @@ _NAMES = {"faults": "faults", "exits": "exits", "pages_made": "pages made", "ent
 def sections(about: About, run: Run, look: Look) -> Iterable[str]:
     """Each part with its heading, where there is something to say."""
     if "saved" in run.facts:
-        yield look.heading("What it saved") + "   (uncached: every cr3 load starts from nothing)\n" + _saved(run, look)
+        heading = look.heading("What it saved") + "   (uncached: every cr3 load starts from nothing)"
+        yield folded(heading, look) + "\n" + _saved(run, look)
     findings = run.facts["findings"]
     if findings:
         lines = [line for finding in findings for line in _finding(finding, about, look)]
@@ -44,4 +45,4 @@ def _per_cr3(pair: dict[str, float]) -> str:
 
 def _finding(finding: dict[str, str], about: About, look: Look) -> Iterable[str]:
     yield from wrapped(finding["sentence"], look.width, "  · ", "    ")
-    yield f"    {printable(command(finding['command'], about.file, about.guest))}"
+    yield from pasted(printable(command(finding["command"], about.file, about.guest)), look, "    ")

@@ -50,6 +50,38 @@ def test_every_number_has_a_name() -> None:
     }
 
 
+def test_a_number_is_listed_once_and_only_if_it_is_a_quantity() -> None:
+    role = {"glevels": 4, "level": 1, "quadrant": 0, "metaphysical": 0}
+    space = {"glevels": 4, "gfn": 16, "generation": 1, "name": "init", "loads": 3, "first_event": 5, "last_event": 9}
+    facts = {
+        "form": 7,
+        "get_page": {"hits": 2, "by_role": [{**role, "hits": 2}]},
+        "roles": [{**role, "hits": 2}],
+        "spaces": [{**space, "pages_now": 4}, {**space, "generation": 0, "pages_now": 6}],
+        "processes": [{"name": "init", "spaces": 2, "loads": 6}],
+        "phases": [{"name": "start", "first": 1, "last": 9, "cr3": 6}],
+        "hash": {"worst": [{"bucket": 16, "pages": 4, "frames": 2}]},
+        "parents_top": [{"gfn": 17, **role, "birth": 100, "parents": 2}],
+        "space_sharing": {"peak": {"event": 8, "by_level": [{"level": 1, "in_several": 1}]}},
+        "findings": [{"rule": "one-frame", "numbers": {"gfn": 16, "made": 8}}],
+    }
+    assert dict(numbers(facts)) == {
+        "get_page.hits": 2,
+        "roles[long level=1].hits": 2,
+        "spaces[gfn=0x10 long generation=1].pages_now": 4,
+        "spaces[gfn=0x10 long].pages_now": 6,
+        "processes[name=init].spaces": 2,
+        "processes[name=init].loads": 6,
+        "phases[name=start].cr3": 6,
+        "hash.worst[bucket=16].pages": 4,
+        "hash.worst[bucket=16].frames": 2,
+        "parents_top[gfn=0x11 long level=1].parents": 2,
+        "space_sharing.peak.by_level[level=1].in_several": 1,
+    }
+    # A run that has nothing but the sums by role, as sweeps and other programs write them, is told by these.
+    assert dict(numbers({"get_page": facts["get_page"]})) == {"get_page.hits": 2, "get_page.by_role[long level=1].hits": 2}
+
+
 def test_changes_absolute_and_relative_with_blanks() -> None:
     found = {one.name: (one.left, one.right, one.absolute, one.relative) for one in compare(LEFT, RIGHT)}
     assert found["zaps.total"] == (100, 150, 50, 0.5)

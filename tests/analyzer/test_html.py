@@ -389,6 +389,28 @@ def test_no_width_makes_the_page_scroll_sideways(chrome: Chrome, page: Path, wid
         chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_a_narrow_page_cuts_no_role_s_name(chrome: Chrome, page: Path) -> None:
+    """The longest is "no paging level 2 q0..3 meta". Each line of it lies within the chart."""
+    script = """
+        const drawn = document.querySelector("#hits svg");
+        return [...drawn.querySelectorAll('g[aria-label="y-axis tick label"] > text')].map((label) => [
+          label.children.length ? [...label.children].map((line) => line.textContent).join(" ") : label.textContent,
+          label.getBoundingClientRect().left - drawn.getBoundingClientRect().left,
+        ]);
+    """
+    try:
+        for width in (360, 420, 1600):
+            chrome.execute_cdp_cmd(
+                "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+            )
+            opened(chrome, page)
+            labels = chrome.execute_script(script)
+            assert "no paging level 2 q0..3 meta" in [name for name, _ in labels]
+            assert all("…" not in name and left >= 0 for name, left in labels)
+    finally:
+        chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_it_survives_what_facts_do_not_hold(chrome: Chrome, page: Path, tmp_path: Path) -> None:
     before, rest = page.read_text().split('id="report">')
     data, after = rest.split("</script>", 1)

@@ -9,12 +9,17 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from analyzer import exporting
+from analyzer.reports import script
+from db import columns
 from db.errors import TraceError
 from db.event import Event, Kind, pack_words
+from db.queries import events
 from db.trace import TraceReader, store_run
 from db.writer import TraceWriter
 from tests.conftest import Cli
@@ -176,6 +181,41 @@ def test_reading_alone_notices_types_too(case: str, trace: Path) -> None:
         list(opened.events())
         for table in ("recording", "mark", "run", "memory_check"):
             opened.rows(table)
+
+
+#: Rows of another type or shape, which ``TraceReader.events`` refuses: whatever reads in bulk refuses them in its words.
+BULK = {
+    "text for a kind": "UPDATE event SET kind = 'jump' WHERE seq = 7",
+    "text for an address": "UPDATE event SET addr = 'here' WHERE seq = 7",
+    "a blob for an address": "UPDATE event SET addr = x'00' WHERE seq = 7",
+    "a real for a value": "UPDATE event SET value = 1.5 WHERE seq = 7",
+    "nothing for flags": "UPDATE event SET flags = x'' WHERE seq = 7",
+    "a kind below zero": "UPDATE event SET kind = -1 WHERE seq = 7",
+    "a kind of no event": "UPDATE event SET kind = 9 WHERE seq = 7",
+    "a vCPU too many": "UPDATE event SET vcpu = 64 WHERE seq = 7",
+    "text for a register": "UPDATE mode_registers SET cr0 = 'protected'",
+    "text for words": "UPDATE content SET words = 'words'",
+}
+
+READERS: dict[str, Callable[[TraceReader], Iterator[object]]] = {
+    "events": lambda trace: trace.events(),
+    "columns": columns.batches,
+    "csv": exporting.csv,
+    "script": lambda trace: script.text(trace, events(1, trace.count())),
+    "script jsonl": lambda trace: script.jsonl(trace, events(1, trace.count())),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("case", BULK)
+def test_every_reader_refuses_a_wrong_row_in_the_same_words(case: str, reader: str, trace: Path) -> None:
+    change_types(trace, BULK[case])
+    said = []
+    for read in (READERS["events"], READERS[reader]):
+        with pytest.raises(TraceError) as error, TraceReader(trace, check=False) as opened:
+            list(read(opened))
+        said.append((str(error.value), error.value.hint))
+    assert said[0] == said[1]
 
 
 def pages_of(path: Path, kind: int) -> tuple[bytearray, int, list[int]]:

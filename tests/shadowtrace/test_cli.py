@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -111,6 +112,19 @@ WRONG = {
     "a network of old": (["record", "-o", "x.db", "--", "-net", "user"], "guests get no network", "leave it out"),
     "no number": (["record", "cloud-amd64", "-o", "x.db", "--for", "nan"], "no number of seconds", "--for 60"),
     "an option without its value": (["record", "-o", "x.db", "--", "-cdrom"], "-cdrom needs a value", "--help"),
+    "a model without a replay": (["annotate", "t.db", "--no-replay", "--pages", "64"], "nothing is replayed", "--no-replay"),
+    "a model for events": (["export", "t.db", "--pages", "64"], "nothing is replayed", "--format perfetto --replay"),
+    "a model for tracks": (
+        ["export", "t.db", "--format", "perfetto", "-o", "x.db", "--model", "uncached"],
+        "nothing is replayed",
+        "--replay",
+    ),
+    "a list and a query": (["sql", "t.db", "--list", "SELECT 1"], "the query would not be run", "leave out one"),
+    "nothing to import": (["import", "empty.jsonl", "-o", "x.db"], "there is no event in empty.jsonl", "docs/formats.md"),
+    "a sweep of nothing": (["sweep", "absent.db"], "there is no file", "record one"),
+    "nearly a guest": (["record", "cloud-amd46", "-o", "x.db"], "no guest called 'cloud-amd46'", "did you mean cloud-amd64?"),
+    "nearly a verb": (["reprot", "t.db"], "there is no verb 'reprot'", "did you mean report?"),
+    "nearly a model": (["replay", "t.db", "--model", "kvm-2.6.42"], "no model called 'kvm-2.6.42'", "did you mean kvm-2.6.2"),
     "bad touch": (["record", "cloud-amd64", "-o", "x.db", "--touch-entries", "100"], "no power of two", "1024"),
 }
 
@@ -118,6 +132,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_use_gets_a_sentence_a_hint_and_exit_code_2(cli: Cli, trace: Path, case: str) -> None:
     arguments, sentence, hint = WRONG[case]
+    (trace.parent / "empty.jsonl").write_text("\n")
     before = trace.read_bytes()
     done = cli(*arguments, cwd=trace.parent)
     assert done.returncode == 2, done.stderr
@@ -127,6 +142,96 @@ def test_wrong_use_gets_a_sentence_a_hint_and_exit_code_2(cli: Cli, trace: Path,
     assert "Traceback" not in done.stderr
     assert trace.read_bytes() == before
     assert not (trace.parent / "x.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"{", "line 1: this is no JSON from line 1, column 2 on"),
+        (b'{"ev":"cr3","value":"zero"}', "line 1: value is no number: 'zero'"),
+        (b'{"ev":"page","gpa":"0x1000","words":{"x":"0x1"}}', "line 1: word index is no number"),
+        (b'{"ev":"page","gpa":"0x1000","words":[1]}', "line 1: a value is of another type"),
+        (b'{"ev":"cr3"}', "line 1: 'value' is missing"),
+        (b"[" * 60000, "line 1: it is nested too deep"),
+        (b"\xff\xfe", "cannot be read: it is no text in UTF-8"),
+    ],
+)
+def test_what_cannot_be_imported_is_told_in_our_words(content: bytes, sentence: str, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "e.jsonl").write_bytes(content)
+    done = cli("import", "e.jsonl", "-o", "t.db", cwd=tmp_path)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "hint: " in done.stderr
+
+
+def test_gzip_that_is_none_or_cut_short_is_told_in_our_words(cli: Cli, tmp_path: Path) -> None:
+    whole = gzip.compress(EVENTS.encode())
+    for content, sentence in ((b"no gzip", "it is not in gzip"), (whole[:-12], "cut short or damaged")):
+        (tmp_path / "e.jsonl.gz").write_bytes(content)
+        done = cli("import", "e.jsonl.gz", "-o", "t.db", cwd=tmp_path)
+        assert (done.returncode, sentence in done.stderr) == (2, True), done.stderr
+
+
+def test_no_event_in_a_range_is_said_where_it_disturbs_nobody(cli: Cli, trace: Path) -> None:
+    for options in (("--from", "999999999"), ("--vcpu", "5"), ("--kind", "invlpg", "--format", "jsonl")):
+        done = cli("script", trace, *options)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "no such event among the 6 of this trace\n")
+    assert cli("script", trace, "--from", "6").stderr == ""
+
+
+def test_a_limit_of_0_means_all_everywhere(cli: Cli, trace: Path) -> None:
+    for verb in (["report", "--by", "gfn"], ["annotate"], ["timeline"], ["diff", "--pages", "64", "--pages", "256", "--all"]):
+        found = [cli(verb[0], trace, *verb[1:], "--limit", limit).stdout for limit in ("0", "1000000")]
+        assert found[0] == found[1] != ""
+
+
+def test_interrupted_while_it_still_imports_is_interrupted(trace: Path) -> None:
+    """The finder sends Ctrl-C's signal at the first import of click, and is asked before any other."""
+    code = """
+import os, signal, sys
+wanted = sys.argv[1]
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == wanted:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+import shadowtrace.start
+sys.argv[1:] = ["stat", sys.argv[2]]
+sys.exit(shadowtrace.start.main())
+"""
+    for module in ("click", "importlib.metadata", "shadowtrace.__main__", "shadowtrace.stat", "sqlalchemy"):
+        done = subprocess.run([sys.executable, "-c", code, module, trace], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "shadowtrace: interrupted"), module
+
+
+@pytest.mark.parametrize(
+    ("first", "arguments"),
+    [("shadowtrace.export", ["export", "--format", "perfetto", "--replay", "-o"]), ("numba", ["replay", "--core", "fast", "--state"])],
+)
+def test_an_interrupt_that_a_callback_swallowed_is_not_lost(first: str, arguments: list[str], trace: Path) -> None:
+    """Ctrl-C comes while the callback of a weak reference runs, of which imports make thousands: Python drops what that raises."""
+    code = """
+import os, signal, sys, weakref
+wanted = sys.argv[1]
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == wanted:
+            sys.meta_path.remove(self)
+            class Thing: pass
+            thing = Thing()
+            kept = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+            del thing
+sys.meta_path.insert(0, Finder())
+import shadowtrace.start
+sys.argv[1:] = sys.argv[2:]
+sys.exit(shadowtrace.start.main())
+"""
+    command = [sys.executable, "-c", code, first, arguments[0], str(trace), *arguments[1:], str(trace.with_name("made"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Exception ignored in" in done.stderr
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (130, "", "shadowtrace: interrupted")
+    assert not trace.with_name("made").exists()
 
 
 def test_output_that_cannot_be_written_is_one_sentence(cli: Cli, trace: Path) -> None:

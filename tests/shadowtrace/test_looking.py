@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from db.trace import TraceReader
+from db.writer import TraceWriter
 from tests.conftest import Boot, Cli
 
 #: Two address spaces on two vCPUs; the second's frame is recorded anew and used again.
@@ -152,6 +153,10 @@ def test_timeline_gives_each_address_space_its_share_of_each_bucket(trace: Path,
     assert some["others"] == 1
 
 
+def test_timeline_says_what_a_column_is(trace: Path, cli: Cli) -> None:
+    assert "a column is one event " in cli("timeline", trace).stdout
+
+
 @pytest.mark.parametrize("verb", ["stat", "script", "timeline"])
 def test_the_query_behind_a_verb_runs_in_sql(verb: str, trace: Path, cli: Cli) -> None:
     printed = cli(verb, trace, "--sql").stdout
@@ -170,8 +175,9 @@ def test_an_unknown_mark_is_named_with_those_there_are(verb: str, trace: Path, c
 
 
 def test_an_empty_trace_is_no_error(tmp_path: Path, cli: Cli) -> None:
-    (tmp_path / "e.jsonl").write_text("")
-    assert cli("import", tmp_path / "e.jsonl", "-o", tmp_path / "t.db").returncode == 0
+    with TraceWriter(tmp_path / "t.db") as writer:
+        writer.describe(source="import", guest="t", title="t", vcpus=1, version="test")
+        writer.seal("import", "nothing")
     for verb in ("stat", "script", "timeline"):
         done = cli(verb, tmp_path / "t.db")
         assert done.returncode == 0, done.stderr

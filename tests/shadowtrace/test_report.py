@@ -137,7 +137,7 @@ def test_the_report_of_a_small_trace_word_for_word(cli: Cli, trace: Path) -> Non
 
     At the peak, when 2 is linked under root 5 (event 11), 2, 3, 4 and the big page are in both spaces; at the end 4 is gone.
     """
-    done = cli("report", "t.db", "--core", "reference", "--no-saved", cwd=trace.parent, COLUMNS="120")
+    done = cli("report", "t.db", "--core", "reference", "--no-saved", cwd=trace.parent, COLUMNS="")
     assert done.stdout == EXPECTED
 
 

@@ -24,6 +24,13 @@ function clip(label, margin) {
   return label.length > fits ? `${label.slice(0, fits - 1)}…` : label;
 }
 
+/** A label in up to two lines, parted at a blank where the first has no room for more; cut where the second has none either. */
+function inTwoLines(label, margin) {
+  const fits = Math.max(4, Math.floor((margin - 14) / 6.4));
+  const end = label.lastIndexOf(" ", fits);
+  return label.length <= fits || end < 1 ? clip(label, margin) : `${label.slice(0, end)}\n${clip(label.slice(end + 1), margin)}`;
+}
+
 /**
  * Horizontal bars, one a row, each stacked from parts.
  * rows: {label, note, parts: [[name, value]]}; colors: {name: colour}; normalize: bars of equal length.
@@ -44,7 +51,7 @@ function bars(says, width, rows, colors, normalize = false) {
     marginTop: 4,
     marginBottom: 4,
     x: { axis: null, domain: normalize ? [0, 1] : [0, d3.max(rows, total) || 1] },
-    y: { domain: d3.range(rows.length), label: null, tickSize: 0, tickFormat: (index) => clip(labels[index], marginLeft), padding: 0.28 },
+    y: { domain: d3.range(rows.length), label: null, tickSize: 0, tickFormat: (index) => inTwoLines(labels[index], marginLeft), padding: 0.28 },
     color: { domain: Object.keys(colors), range: Object.values(colors) },
     marks: [
       Plot.barX(flat, { x: "value", y: "index", fill: "name", order: Object.keys(colors), offset: null }),
@@ -65,7 +72,7 @@ function alive(says, width, rows) {
     marginTop: 4,
     marginBottom: 26,
     x: { label: null, ticks: 6, tickFormat: short, grid: true, domain: [0, d3.max(rows, (row) => row.peak) || 1] },
-    y: { domain: d3.range(rows.length), label: null, tickSize: 0, tickFormat: (index) => clip(labels[index], marginLeft), padding: 0.28 },
+    y: { domain: d3.range(rows.length), label: null, tickSize: 0, tickFormat: (index) => inTwoLines(labels[index], marginLeft), padding: 0.28 },
     marks: [
       Plot.barX(rows, { x: "live", y: (_, index) => index, fill: (row) => LEVELS[row.level] }),
       Plot.tickX(rows, { x: "peak", y: (_, index) => index, stroke: "var(--ink)", strokeWidth: 2 }),
