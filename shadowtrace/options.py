@@ -15,6 +15,7 @@ from analyzer.model import HASHES, MODELS, Parameters, parameters
 from analyzer.replay import CORES
 from analyzer.reports.text import folded, look
 from db.errors import UsageError, nearest
+from db.trace import TraceReader
 
 Command = Callable[..., Any]
 
@@ -95,6 +96,11 @@ def chosen(model: str, hash_name: str | None, **changes: Any) -> Parameters:
 def show(text: str) -> None:
     """Print what is for people: sentences end where the terminal, or COLUMNS, does."""
     click.echo(folded(text, look()))
+
+
+def no_such_event(trace: TraceReader) -> None:
+    """Say on standard error that nothing was printed because nothing was asked for that the trace has."""
+    click.echo(f"no such event among the {trace.count():,} of this trace", err=True)
 
 
 def wants_colour() -> bool:

@@ -12,7 +12,7 @@ from db.event import Kind
 from db.marks import first_event, last_event
 from db.queries import EVERY_KIND, events
 from db.trace import TraceReader
-from shadowtrace.options import sql_option, trace_argument
+from shadowtrace.options import no_such_event, sql_option, trace_argument
 
 _KINDS = [kind.name.lower() for kind in Kind]
 
@@ -52,7 +52,7 @@ def command(trace: Path, first: str, last: str | None, kinds: tuple[str, ...], v
             sys.stdout.write(block)
             found = found or bool(block)
         if not found:
-            click.echo(f"no such event among the {opened.count():,} of this trace", err=True)
+            no_such_event(opened)
 
 
 def _mask(vcpus: tuple[int, ...]) -> int:

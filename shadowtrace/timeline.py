@@ -12,7 +12,7 @@ from analyzer.timeline import timeline
 from db.marks import first_event, last_event
 from db.queries import ROOTS
 from db.trace import TraceReader
-from shadowtrace.options import draws_ascii, sql_option, trace_argument, wants_colour
+from shadowtrace.options import draws_ascii, no_such_event, sql_option, trace_argument, wants_colour
 
 
 @click.command("timeline")
@@ -40,4 +40,7 @@ def command(trace: Path, first: str, last: str | None, limit: int, columns: int 
     with TraceReader(trace) as opened:
         begin, end = first_event(opened, first), last_event(opened, last) if last is not None else None
         line = timeline(opened, max(10, (columns or width()) - report.LABEL), limit or None, begin, end)
-    click.echo(report.as_json(line) if form == "json" else report.text(line, wants_colour(), draws_ascii()))
+        if line.last < line.first:
+            no_such_event(opened)
+    if line.last >= line.first or form == "json":
+        click.echo(report.as_json(line) if form == "json" else report.text(line, wants_colour(), draws_ascii()))

@@ -177,6 +177,9 @@ def test_no_event_in_a_range_is_said_where_it_disturbs_nobody(cli: Cli, trace: P
         done = cli("script", trace, *options)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "no such event among the 6 of this trace\n")
     assert cli("script", trace, "--from", "6").stderr == ""
+    for options in (("--from", "7"), ("--from", "5", "--to", "4")):
+        done = cli("timeline", trace, *options)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "no such event among the 6 of this trace\n")
 
 
 def test_a_limit_of_0_means_all_everywhere(cli: Cli, trace: Path) -> None:
