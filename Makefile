@@ -34,7 +34,7 @@ test-faults: setup ## kill and starve recordings by the dozen (an hour); figures
 fuzz: setup ## damaged inputs by the ten thousand, then guided by coverage; figures into docs/reliability.md
 	$(FIGURES) FUZZ_RUNS=$(FUZZ_RUNS) $(BIN)/python -m pytest tests/fuzz
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
-	for target in reader verbs importer stream; do $(BIN)/python -m tests.fuzz.guided $$target $(GUIDED_RUNS) || exit 1; done
+	for target in reader verbs importer stream pack; do $(BIN)/python -m tests.fuzz.guided $$target $(GUIDED_RUNS) || exit 1; done
 	$(BIN)/python docs/reliability.py
 
 test-sanitize: setup ## the plugin under AddressSanitizer, through boots
