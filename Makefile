@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := qemu-system-x86 gdb gcc libc6-dev python3-venv
-# What the tests and the picture in README need besides: a browser, and what reads manual pages and Perfetto files.
-TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core groff nodejs
+# What the tests and the picture in README need besides: a browser, what reads manual pages and Perfetto files, a file system with
+# quotas and one over a network.
+TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core groff nodejs btrfs-progs sshfs openssh-sftp-server
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: help demo test test-faults fuzz test-bounds test-sanitize setup packages test-packages check docs man readme vendor accuracy bench clean
@@ -34,7 +35,7 @@ test-faults: setup ## kill and starve recordings by the dozen (an hour); figures
 fuzz: setup ## damaged inputs by the ten thousand, then guided by coverage; figures into docs/reliability.md
 	$(FIGURES) FUZZ_RUNS=$(FUZZ_RUNS) $(BIN)/python -m pytest tests/fuzz
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
-	for target in reader verbs importer stream; do $(BIN)/python -m tests.fuzz.guided $$target $(GUIDED_RUNS) || exit 1; done
+	for target in reader verbs importer stream pack; do $(BIN)/python -m tests.fuzz.guided $$target $(GUIDED_RUNS) || exit 1; done
 	$(BIN)/python docs/reliability.py
 
 test-sanitize: setup ## the plugin under AddressSanitizer, through boots

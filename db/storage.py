@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -38,6 +39,7 @@ _NETWORK_FUSE = {"ceph", "cifs", "curlftpfs", "glusterfs", "mfs", "nfs", "rclone
 #: Room put aside for sealing: at the most, and as a part of what is free.
 _RESERVE = 8 << 20
 _RESERVE_PART = 8
+_LEAST_RESERVE = 4096
 
 
 def check_place(folder: Path, mountinfo: str | None = None) -> None:
@@ -102,12 +104,25 @@ class Reserve:
             self._descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
             room = os.fstatvfs(self._descriptor)
             size = min(_RESERVE, room.f_bavail * room.f_frsize // _RESERVE_PART)
-            if size:
-                os.posix_fallocate(self._descriptor, 0, size)
-            self.size = size
+            self.size = self._take(self._descriptor, size)
         except OSError:
             # A file system without such files, or with no room: then sealing takes what it finds.
             self.release()
+
+    @staticmethod
+    def _take(descriptor: int, size: int) -> int:
+        """Put this much aside, or less: a quota leaves less room than the file system says is free."""
+        while size >= _LEAST_RESERVE:
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EDQUOT, errno.ENOSPC):
+                    raise
+                os.ftruncate(descriptor, 0)
+                size //= 4
+            else:
+                return size
+        return 0
 
     def release(self) -> None:
         """Give the room back."""

@@ -12,8 +12,8 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 
 
-#: Extras whose lowest versions are not tried: nothing of ours needs them.
-_OPTIONAL = {"fast", "dask", "arrow", "perfetto", "fuzz"}
+#: Extras whose lowest versions are not tried: no quick test needs them.
+_OPTIONAL = {"fuzz"}
 
 
 def requirements(every: bool = True) -> dict[str, Requirement]:

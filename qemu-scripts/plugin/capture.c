@@ -149,18 +149,11 @@ static void on_far_transfer(unsigned vcpu, void *data)
 
 /*
  * INVLPG's operand travels in the callback's data, because QEMU does not say when it forgets a block and memory for it could be
- * freed. One relative to rip, of which compilers make none, does not fit: it is kept once, however often its block is made anew.
+ * freed. The address that one relative to rip starts from does not fit: a callback of its own, after the first, brings it.
  */
-struct kept_operand {
-    struct operand operand;
-    struct kept_operand *next;
-};
-
-#define OPERAND_PACKED (1ull << 63)
-
 static void *packed_operand(const struct operand *operand)
 {
-    uint64_t packed = OPERAND_PACKED | (uint32_t)operand->displacement;
+    uint64_t packed = (uint32_t)operand->displacement;
 
     packed |= (uint64_t)(operand->base + 2) << 32 | (uint64_t)(operand->index + 1) << 40;
     packed |= (uint64_t)operand->scale_shift << 48 | (uint64_t)(operand->segment + 1) << 52 | (uint64_t)operand->address32 << 56;
@@ -179,33 +172,16 @@ static struct operand unpacked_operand(uint64_t packed)
     };
 }
 
-/* NULL: no memory. */
-static void *kept_operand(const struct operand *operand)
-{
-    static struct kept_operand *all_kept;
-    struct kept_operand *kept;
-
-    pthread_mutex_lock(&lock);
-    for (kept = all_kept; kept; kept = kept->next) {
-        if (kept->operand.next_va == operand->next_va && packed_operand(&kept->operand) == packed_operand(operand)) {
-            break;
-        }
-    }
-    if (!kept && (kept = malloc(sizeof *kept))) {
-        *kept = (struct kept_operand){*operand, all_kept};
-        all_kept = kept;
-    }
-    pthread_mutex_unlock(&lock);
-    return kept;
-}
-
 static void on_invlpg(unsigned vcpu, void *data)
 {
-    uint64_t packed = (uint64_t)(uintptr_t)data;
-
     resolve_first(vcpu);
-    vcpus[vcpu].invlpg = packed & OPERAND_PACKED ? unpacked_operand(packed) : ((const struct kept_operand *)data)->operand;
+    vcpus[vcpu].invlpg = unpacked_operand((uint64_t)(uintptr_t)data);
     set_pending(vcpu, PENDING_INVLPG);
+}
+
+static void on_invlpg_from(unsigned vcpu, void *data)
+{
+    vcpus[vcpu].invlpg.next_va = (uint64_t)(uintptr_t)data;
 }
 
 static void on_read_cr2(unsigned vcpu, void *data)
@@ -218,7 +194,6 @@ static void on_read_cr2(unsigned vcpu, void *data)
 static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kind, const struct operand *operand)
 {
     struct operand named;
-    void *kept;
 
     switch (kind) {
     case INSN_CR3:
@@ -234,9 +209,9 @@ static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kin
         named = *operand;
         named.base = gdb_number(operand->base);
         named.index = gdb_number(operand->index);
-        kept = named.base == -2 ? kept_operand(&named) : packed_operand(&named);
-        if (kept) {
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg, CB_R_REGS, kept);
+        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg, CB_R_REGS, packed_operand(&named));
+        if (named.base == -2) {
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg_from, CB_NO_REGS, (void *)(uintptr_t)named.next_va);
         }
         break;
     case INSN_LIDT:

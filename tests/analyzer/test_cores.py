@@ -45,6 +45,7 @@ def damage(path: Path, statement: str) -> Path:
     return path
 
 
+@pytest.mark.boot
 def test_a_real_boot_comes_out_the_same(boot: Boot) -> None:
     with TraceReader(boot.trace) as trace:
         for model in ("kvm-2.6.20", "uncached"):

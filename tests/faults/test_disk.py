@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -97,6 +98,61 @@ def test_a_limit_on_a_file_s_size(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False, timeout=300)
     one_sentence(done, "cannot be written")
     assert [path.name for path in tmp_path.iterdir()] == ["e.jsonl"]
+
+
+@pytest.fixture
+def quota_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder under a quota of 4 MiB of btrfs's own, which binds root too."""
+    folder, disk = tmp_path / "quota", tmp_path / "disk"
+    folder.mkdir()
+    if shutil.which("mkfs.btrfs") is None:
+        pytest.skip("there is no mkfs.btrfs here: Debian package btrfs-progs")
+    with disk.open("wb") as file:
+        file.truncate(128 << 20)
+    subprocess.run(["mkfs.btrfs", "--quiet", disk], capture_output=True, check=True)
+    done = subprocess.run(["mount", "-o", "loop", disk, folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    try:
+        subprocess.run(["btrfs", "quota", "enable", folder], check=True)
+        subprocess.run(["btrfs", "qgroup", "limit", "4M", folder], check=True)
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_quota(quota_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "e.jsonl").write_text('{"ev":"access","va":"0x1000"}\n' * 1_000_000)
+    one_sentence(cli("import", "-o", quota_folder / "t.db", tmp_path / "e.jsonl"), "cannot be written")
+    assert list(quota_folder.iterdir()) == []
+
+
+def test_a_quota_ends_a_recording_sealed(quota_folder: Path, cli: Cli) -> None:
+    one_sentence(cli("record", "cloud-amd64", "-o", quota_folder / "t.db"), "t.db cannot be written")
+    assert [path.name for path in quota_folder.iterdir()] == ["t.db"]
+    with TraceReader(quota_folder / "t.db") as trace:
+        assert (trace.recording["ended"], trace.recording["events"]) == ("storage", trace.count())
+        assert [loss["cause"] for loss in trace.rows("loss")] == ["the file took no more"]
+
+
+def test_a_real_network_file_system_is_refused(tmp_path: Path, cli: Cli) -> None:
+    """sshfs, its server at the other end of a pipe."""
+    server, there, here = Path("/usr/lib/openssh/sftp-server"), tmp_path / "there", tmp_path / "here"
+    if shutil.which("sshfs") is None or not server.exists():
+        pytest.skip("there is no sshfs here: Debian packages sshfs, openssh-sftp-server")
+    there.mkdir()
+    here.mkdir()
+    connect = tmp_path / "connect"
+    connect.write_text(f"#!/bin/sh\nexec {server}\n")
+    connect.chmod(0o755)
+    done = subprocess.run(["sshfs", "-o", f"ssh_command={connect}", f"none:{there}", here], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    try:
+        one_sentence(cli("record", "bare", "-o", here / "t.db"), "network file system (fuse.sshfs)")
+        assert list(there.iterdir()) == []
+    finally:
+        subprocess.run(["umount", here], check=True)
 
 
 def test_a_read_only_folder(mount: Mount, cli: Cli) -> None:

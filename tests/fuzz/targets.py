@@ -13,7 +13,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import zstandard
 
+from db import packing
 from db.errors import ShadowtraceError
 from db.event import Event, Kind, pack_words
 from db.importing import import_jsonl
@@ -87,13 +89,23 @@ def stream(data: bytes) -> None:
             assert parser.left_over <= (257 + 1) * RECORD.itemsize + piece
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"reader": reader, "verbs": verbs, "importer": importer, "stream": stream}
+def pack(data: bytes) -> None:
+    """A packed trace, and its tar file without the compression around it: else hardly any damage gets past zstandard."""
+    target = Path(_folder().name) / "unpacked.db"
+    for content in (data, zstandard.ZstdCompressor().compress(data)):
+        target.unlink(missing_ok=True)
+        with contextlib.suppress(ShadowtraceError):
+            packing.unpack(_file("fuzz.pack", content), target, False)
+        assert not list(target.parent.glob(".unpacked.db*"))
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {"reader": reader, "verbs": verbs, "importer": importer, "stream": stream, "pack": pack}
 
 
 @cache
 def seeds(name: str) -> tuple[bytes, ...]:
     """Good inputs to begin with."""
-    return {"reader": _traces, "verbs": _traces, "importer": _jsonl, "stream": _streams}[name]()
+    return {"reader": _traces, "verbs": _traces, "importer": _jsonl, "stream": _streams, "pack": _packs}[name]()
 
 
 def _events() -> list[Event]:
@@ -126,6 +138,13 @@ def _traces() -> tuple[bytes, ...]:
         assert main(["report", str(path)]) == 0
     recorded = [gzip.decompress(file.read_bytes()) for file in sorted(_DATA.glob("*.gz"))]
     return (path.read_bytes(), *recorded)
+
+
+def _packs() -> tuple[bytes, ...]:
+    path = _file("packed.db", _traces()[0])
+    packing.pack(path, path.with_suffix(".pack"), True)
+    packed = path.with_suffix(".pack").read_bytes()
+    return (packed, zstandard.ZstdDecompressor().stream_reader(packed).read())
 
 
 def _jsonl() -> tuple[bytes, ...]:

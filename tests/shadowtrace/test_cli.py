@@ -246,6 +246,7 @@ def test_output_that_cannot_be_written_is_one_sentence(cli: Cli, trace: Path) ->
     assert "hint: is the disk full" in done.stderr
 
 
+@pytest.mark.boot
 def test_a_damaged_page_of_a_trace_is_one_sentence(cli: Cli, boot: Boot, tmp_path: Path) -> None:
     damaged = bytearray(boot.trace.read_bytes())
     damaged[10_000_000:10_300_000] = b"\xff" * 300_000
@@ -315,6 +316,7 @@ def test_doctor_is_content_here(cli: Cli) -> None:
     assert "missing" not in done.stdout
 
 
+@pytest.mark.boot
 def test_a_reader_that_leaves_is_no_error(boot: Boot) -> None:
     program = Path(sys.executable).with_name("shadowtrace")
     done = subprocess.run(f"{program} export {boot.trace} | head -1", shell=True, capture_output=True, text=True, check=False)
