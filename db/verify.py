@@ -60,7 +60,11 @@ CHECKS = {
             "every instruction that is named made a store, and every function holds such an instruction",
             "Instructions and functions are recorded for stores that were seen themselves, and for nothing else.",
         ),
-        Check("marks", "marks and names lie within the events, in order", "They are positions in the order of events."),
+        Check(
+            "marks",
+            "marks and names lie within the events, those lost at the end counted, in order",
+            "They are positions in the order of events.",
+        ),
         Check("losses", "losses add up to what the recording says", "What was lost is counted, each gap with its cause."),
         Check(
             "end-state",
@@ -136,13 +140,14 @@ def _summary(trace: TraceReader, findings: dict[str, Finding]) -> None:
     lost = trace.query(select(func.coalesce(func.sum(loss.c["count"]), 0))).scalar()
     if recording["lost"] is not None and recording["lost"] != lost:
         findings["losses"].fail(f"{lost} are in the rows, {recording['lost']} were sealed")
+    at_most = count + sum(row["count"] for row in trace.rows("loss") if row["seq"] == count)
     for row in trace.rows("loss"):
         if row["first"] is not None and row["last"] - row["first"] + 1 != row["count"]:
             findings["losses"].fail(f"loss {row['id']}: {row['count']} events, numbered {row['first']} to {row['last']}")
     for table in ("mark", "address_space"):
         seqs = [row["seq"] for row in trace.rows(table)]
-        # The events that a mark comes after may have gone with a recorder that was killed.
-        most = count if recording["ended"] is not None else max(seqs, default=0)
+        # The events that a mark comes after may have gone with a recorder that was killed, or be counted as lost at the end.
+        most = at_most if recording["ended"] is not None else max(seqs, default=0)
         if seqs != sorted(seqs) or (seqs and not 0 <= seqs[0] <= seqs[-1] <= most):
             findings["marks"].fail(f"{table}: positions {seqs[:_SHOWN]} ... of {count} events")
     for row in trace.rows("memory_check"):

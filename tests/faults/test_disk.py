@@ -133,6 +133,7 @@ def test_a_quota_ends_a_recording_sealed(quota_folder: Path, cli: Cli) -> None:
     with TraceReader(quota_folder / "t.db") as trace:
         assert (trace.recording["ended"], trace.recording["events"]) == ("storage", trace.count())
         assert [loss["cause"] for loss in trace.rows("loss")] == ["the file took no more"]
+        assert [finding.check.name for finding in verify(trace) if finding.failures] == []
 
 
 def test_a_real_network_file_system_is_refused(tmp_path: Path, cli: Cli) -> None:
