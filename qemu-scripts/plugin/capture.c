@@ -40,11 +40,16 @@ static RARE void between_blocks(unsigned vcpu, uint64_t va, bool user)
 static void begin_block(unsigned vcpu, uint64_t va, bool user)
 {
     struct vcpu *v = &vcpus[vcpu];
+    uint64_t handler = atomic_load_explicit(&v->fault_handler, memory_order_relaxed);
 
-    if (v->pending || va == atomic_load_explicit(&v->fault_handler, memory_order_relaxed)) {
+    catch_up(v);
+    if (v->pending || va == handler) {
         between_blocks(vcpu, va, user);
     }
     touch(vcpu, TOUCH_FETCH, va, user);
+    if (va >> PAGE_SHIFT != handler >> PAGE_SHIFT) {
+        remember(v, TOUCH_FETCH, va, user);
+    }
 }
 
 static RARE void user_block_slow(unsigned vcpu, void *data)
@@ -60,19 +65,14 @@ static RARE void kernel_block_slow(unsigned vcpu, void *data)
 /* A block's callback gets its start address. */
 static void on_user_block(unsigned vcpu, void *data)
 {
-    const struct vcpu *v = this_vcpu(vcpu);
-
-    if (v->pending || untouched(v, TOUCH_FETCH, (uint64_t)(uintptr_t)data, true)) {
+    if (!seen(vcpu, TOUCH_FETCH, (uint64_t)(uintptr_t)data, true, 1)) {
         user_block_slow(vcpu, data);
     }
 }
 
 static void on_kernel_block(unsigned vcpu, void *data)
 {
-    const struct vcpu *v = this_vcpu(vcpu);
-    uint64_t va = (uint64_t)(uintptr_t)data;
-
-    if (v->pending || va == atomic_load_explicit(&v->fault_handler, memory_order_relaxed) || untouched(v, TOUCH_FETCH, va, false)) {
+    if (!seen(vcpu, TOUCH_FETCH, (uint64_t)(uintptr_t)data, false, 1)) {
         kernel_block_slow(vcpu, data);
     }
 }
