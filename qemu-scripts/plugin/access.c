@@ -286,19 +286,42 @@ static RARE void plain_store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uin
     remember(&vcpus[vcpu], TOUCH_STORE, va, false);
 }
 
-void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+static inline void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
     if (!seen(vcpu, TOUCH_STORE, va, false, LARGEST_PLAIN_ACCESS)) {
         plain_store_slow(vcpu, info, va, pc);
     }
 }
 
-void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+static inline void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
     /* QEMU 7.2 calls for loads too, whatever was asked. */
     if ((info & store_bits) && !seen(vcpu, TOUCH_STORE, va, false, LARGEST_ACCESS)) {
         plain_store_slow(vcpu, info, va, pc);
     }
+}
+
+/* A callback, and the same for a guest's only vCPU, whose fields' addresses are known when this is compiled. */
+#define MEMORY_CALLBACK(name, access, ...) \
+    static void name(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc) { access(vcpu, info, va, __VA_ARGS__); } \
+    static void sole_##name(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc) \
+    { \
+        (void)vcpu; \
+        access(0, info, va, __VA_ARGS__); \
+    }
+
+MEMORY_CALLBACK(plain_store, on_plain_store, pc)
+MEMORY_CALLBACK(any_store, on_any_store, pc)
+
+/* What to call at the stores of an instruction; NULL: nothing. */
+mem_cb store_callback(enum effect effect)
+{
+    static const mem_cb callbacks[2][3] = {
+        {[EFFECT_STORES] = plain_store, [EFFECT_ANY] = any_store},
+        {[EFFECT_STORES] = sole_plain_store, [EFFECT_ANY] = sole_any_store},
+    };
+
+    return callbacks[settings.vcpus == 1][effect];
 }
 
 /* A store of an instruction that is itself pending. */
@@ -366,25 +389,24 @@ static inline void on_either(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t
     }
 }
 
-#define ACCESS_CALLBACK(name, access, user, bytes) \
-    static void name(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc) { access(vcpu, info, va, user, bytes, pc); }
-
-ACCESS_CALLBACK(on_kernel_load, on_load, false, LARGEST_PLAIN_ACCESS)
-ACCESS_CALLBACK(on_kernel_store, on_store, false, LARGEST_PLAIN_ACCESS)
-ACCESS_CALLBACK(on_kernel_access, on_either, false, LARGEST_ACCESS)
-ACCESS_CALLBACK(on_user_load, on_load, true, LARGEST_PLAIN_ACCESS)
-ACCESS_CALLBACK(on_user_store, on_store, true, LARGEST_PLAIN_ACCESS)
-ACCESS_CALLBACK(on_user_access, on_either, true, LARGEST_ACCESS)
+MEMORY_CALLBACK(kernel_load, on_load, false, LARGEST_PLAIN_ACCESS, pc)
+MEMORY_CALLBACK(kernel_store, on_store, false, LARGEST_PLAIN_ACCESS, pc)
+MEMORY_CALLBACK(kernel_access, on_either, false, LARGEST_ACCESS, pc)
+MEMORY_CALLBACK(user_load, on_load, true, LARGEST_PLAIN_ACCESS, pc)
+MEMORY_CALLBACK(user_store, on_store, true, LARGEST_PLAIN_ACCESS, pc)
+MEMORY_CALLBACK(user_access, on_either, true, LARGEST_ACCESS, pc)
 
 /* What to call at the accesses of an instruction. */
 mem_cb access_callback(bool user, enum effect effect)
 {
-    static const mem_cb callbacks[2][3] = {
-        {[EFFECT_LOADS] = on_kernel_load, [EFFECT_STORES] = on_kernel_store, [EFFECT_ANY] = on_kernel_access},
-        {[EFFECT_LOADS] = on_user_load, [EFFECT_STORES] = on_user_store, [EFFECT_ANY] = on_user_access},
+    static const mem_cb callbacks[2][2][3] = {
+        {{[EFFECT_LOADS] = kernel_load, [EFFECT_STORES] = kernel_store, [EFFECT_ANY] = kernel_access},
+         {[EFFECT_LOADS] = user_load, [EFFECT_STORES] = user_store, [EFFECT_ANY] = user_access}},
+        {{[EFFECT_LOADS] = sole_kernel_load, [EFFECT_STORES] = sole_kernel_store, [EFFECT_ANY] = sole_kernel_access},
+         {[EFFECT_LOADS] = sole_user_load, [EFFECT_STORES] = sole_user_store, [EFFECT_ANY] = sole_user_access}},
     };
 
-    return callbacks[user][effect];
+    return callbacks[settings.vcpus == 1][user][effect];
 }
 
 /* The recorder has asked for each access: nothing counts as touched any more. While the guest stands still. */

@@ -100,9 +100,8 @@ void forget_touch(struct vcpu *v, uint64_t page);
 void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag);
 void drop_touches(struct vcpu *v);
 void notice_every_access(void);
-void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
-void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 void on_own_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
+mem_cb store_callback(enum effect effect);
 mem_cb access_callback(bool user, enum effect effect);
 
 /* ---- quiet.c ---- */
