@@ -10,6 +10,8 @@
 #include "vcpu.h"
 
 #define LARGEST_ACCESS 64u
+/* Of an instruction whose effect is known, and of an exception within it. */
+#define LARGEST_PLAIN_ACCESS 8u
 
 /* The bits of a callback's information that say it is a store: QEMU's function is a call for each access. */
 static qemu_plugin_meminfo_t store_bits;
@@ -20,8 +22,83 @@ static unsigned slot_words(void)
     return (settings.touch_entries + 63) / 64;
 }
 
+static struct seen seen_tables[MAX_VCPUS], nothing_seen;
+
+static struct seen *own_seen(const struct vcpu *v)
+{
+    return &seen_tables[v - vcpus];
+}
+
+/* From any thread, once it is marked what is void: the vCPU's next access is looked at in full. */
+void hide_seen(struct vcpu *v)
+{
+    atomic_store(&v->seen, &nothing_seen);
+}
+
+static void forget_seen(struct vcpu *v, enum touch kind, uint64_t tag)
+{
+    uint64_t page = (tag - 1) >> 1;
+    uint64_t *entry = &own_seen(v)->page[(tag - 1) & 1][page & (SEEN_SLOTS - 1)][kind];
+
+    if (*entry == page << PAGE_SHIFT) {
+        *entry = NO_PAGE;
+    }
+}
+
+static void clear_seen(struct seen *seen, enum touch first, enum touch last)
+{
+    for (unsigned i = 0; i < 2 * SEEN_SLOTS; i++) {
+        for (enum touch kind = first; kind <= last; kind++) {
+            seen->page[i / SEEN_SLOTS][i % SEEN_SLOTS][kind] = NO_PAGE;
+        }
+    }
+}
+
+/* On the vCPU's thread: void what was marked, then let its table be used again. Nothing may be while something is pending. */
+void catch_up(struct vcpu *v)
+{
+    uint64_t generation;
+
+    if (v->pending || atomic_load_explicit(&v->seen, memory_order_relaxed) != &nothing_seen) {
+        return;
+    }
+    /* First: what is marked from here on is hidden after that. */
+    atomic_store(&v->seen, own_seen(v));
+    if (atomic_exchange(&v->seen_stale, false)) {
+        clear_seen(own_seen(v), TOUCH_LOAD, TOUCH_FETCH);
+    }
+    generation = atomic_load(&tables_generation);
+    if (v->seen_generation != generation) {
+        clear_seen(own_seen(v), TOUCH_STORE, TOUCH_STORE);
+        v->seen_generation = generation;
+    }
+    if (atomic_load(&v->stored_tables)) {
+        drop_touches(v);
+    }
+}
+
+/* Tables were stored to: to every vCPU touches through them are none any more. */
+void note_stored_tables(uint64_t tables)
+{
+    for (unsigned i = 0; settings.drop_at_stores && i < settings.vcpus; i++) {
+        atomic_fetch_or(&vcpus[i].stored_tables, tables);
+        hide_seen(&vcpus[i]);
+    }
+}
+
+/* With the lock held: no cache of pages that are no tables holds any more. */
+void outdate_store_caches(void)
+{
+    atomic_fetch_add(&tables_generation, 1);
+    for (unsigned i = 0; i < settings.vcpus; i++) {
+        hide_seen(&vcpus[i]);
+    }
+}
+
 void drop_caches(struct vcpu *v)
 {
+    atomic_store(&v->seen_stale, true);
+    hide_seen(v);
     memset(v->store_cache, 0, sizeof v->store_cache);
     for (unsigned kind = 0; settings.touch_entries && kind < TOUCH_KINDS; kind++) {
         memset(v->touched[kind], 0, settings.touch_entries * sizeof **v->touched);
@@ -35,6 +112,7 @@ void forget_touch(struct vcpu *v, uint64_t page)
     for (unsigned kind = 0; settings.touch_entries && kind < TOUCH_KINDS; kind++) {
         uint64_t *entry = &v->touched[kind][page & (settings.touch_entries - 1)];
         if (*entry && (*entry - 1) >> 1 == page) {
+            forget_seen(v, kind, *entry);
             *entry = 0;
         }
     }
@@ -52,6 +130,7 @@ RARE void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uin
     if (!closed) {
         stream_event(&event, NULL, 0);
         v->store_touch = kind == TOUCH_STORE ? va : NO_VA;
+        forget_seen(v, kind, v->touched[kind][slot]);
         v->touched[kind][slot] = settings.every_access ? 0 : tag;
         v->through[kind][slot] = 0;
         if (settings.drop_at_stores) {
@@ -77,7 +156,10 @@ RARE void drop_touches(struct vcpu *v)
                 /* A slot may have been taken by another page since. */
                 for (uint64_t left = slots[i]; left; left &= left - 1) {
                     unsigned slot = i * 64 + (unsigned)__builtin_ctzll(left);
-                    v->touched[kind][slot] = v->through[kind][slot] & stored ? 0 : v->touched[kind][slot];
+                    if (v->through[kind][slot] & stored) {
+                        forget_seen(v, kind, v->touched[kind][slot]);
+                        v->touched[kind][slot] = 0;
+                    }
                 }
                 slots[i] = 0;
             }
@@ -117,9 +199,7 @@ static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
             tables_store(vcpu, gpa + at, size - at < 8 ? size - at : 8, pc);
         }
     }
-    for (unsigned i = 0; settings.drop_at_stores && i < settings.vcpus; i++) {
-        atomic_fetch_or(&vcpus[i].stored_tables, table_bit(gpa));
-    }
+    note_stored_tables(table_bit(gpa));
 }
 
 /* Whose store it is: the kernel's where blocks have callbacks, or of a pending instruction; the kernel's where not; the user's. */
@@ -179,9 +259,21 @@ static inline bool near_end(uint64_t va)
 
 static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, void *pc)
 {
-    if (unknown_page(this_vcpu(vcpu), va) || (near_end(va) && leaves_page(info, va))) {
+    if (unknown_page(&vcpus[vcpu], va) || (near_end(va) && leaves_page(info, va))) {
         store_slow(vcpu, info, va, storer, (uint64_t)(uintptr_t)pc);
     }
+}
+
+/* On the vCPU's thread, after an access: whether the next of its kind to this page says anything new. */
+void remember(struct vcpu *v, enum touch kind, uint64_t va, bool user)
+{
+    if (settings.touch_entries && untouched(v, kind, va, user)) {
+        return;
+    }
+    if (kind == TOUCH_STORE && (unknown_page(v, va) || v->generation != v->seen_generation)) {
+        return;
+    }
+    own_seen(v)->page[user][va >> PAGE_SHIFT & (SEEN_SLOTS - 1)][kind] = va & ~(uint64_t)(PAGE_BYTES - 1);
 }
 
 /* ---- page tables only ---- */
@@ -189,22 +281,47 @@ static inline void store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va,
 /* The memory callbacks' last parameter is the address of the instruction, as it was translated. */
 static RARE void plain_store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
+    catch_up(&vcpus[vcpu]);
     store(vcpu, info, va, BETWEEN, pc);
+    remember(&vcpus[vcpu], TOUCH_STORE, va, false);
 }
 
-void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+static inline void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
-    if (unknown_page(this_vcpu(vcpu), va) || near_end(va)) {
+    if (!seen(vcpu, TOUCH_STORE, va, false, LARGEST_PLAIN_ACCESS)) {
         plain_store_slow(vcpu, info, va, pc);
     }
 }
 
-void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
+static inline void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
 {
     /* QEMU 7.2 calls for loads too, whatever was asked. */
-    if ((info & store_bits) && (unknown_page(this_vcpu(vcpu), va) || near_end(va))) {
+    if ((info & store_bits) && !seen(vcpu, TOUCH_STORE, va, false, LARGEST_ACCESS)) {
         plain_store_slow(vcpu, info, va, pc);
     }
+}
+
+/* A callback, and the same for a guest's only vCPU, whose fields' addresses are known when this is compiled. */
+#define MEMORY_CALLBACK(name, access, ...) \
+    static void name(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc) { access(vcpu, info, va, __VA_ARGS__); } \
+    static void sole_##name(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc) \
+    { \
+        (void)vcpu; \
+        access(0, info, va, __VA_ARGS__); \
+    }
+
+MEMORY_CALLBACK(plain_store, on_plain_store, pc)
+MEMORY_CALLBACK(any_store, on_any_store, pc)
+
+/* What to call at the stores of an instruction; NULL: nothing. */
+mem_cb store_callback(enum effect effect)
+{
+    static const mem_cb callbacks[2][3] = {
+        {[EFFECT_STORES] = plain_store, [EFFECT_ANY] = any_store},
+        {[EFFECT_STORES] = sole_plain_store, [EFFECT_ANY] = sole_any_store},
+    };
+
+    return callbacks[settings.vcpus == 1][effect];
 }
 
 /* A store of an instruction that is itself pending. */
@@ -228,11 +345,14 @@ static inline void touch_all(unsigned vcpu, qemu_plugin_meminfo_t info, enum tou
 static inline void memory_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
 {
     bool is_store = info & store_bits;
+    enum touch kind = is_store ? TOUCH_STORE : TOUCH_LOAD;
 
-    touch_all(vcpu, info, is_store ? TOUCH_STORE : TOUCH_LOAD, va, user);
+    catch_up(&vcpus[vcpu]);
+    touch_all(vcpu, info, kind, va, user);
     if (is_store) {
         store(vcpu, info, va, user ? USER : KERNEL, pc);
     }
+    remember(&vcpus[vcpu], kind, va, user);
 }
 
 static RARE void kernel_access_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc)
@@ -246,50 +366,47 @@ static RARE void user_access_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uin
 }
 
 /* An instruction that is told to load or to store may do the other as well: where an exception within it does. */
-static inline void on_load(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
+static inline void on_load(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, unsigned bytes, void *pc)
 {
-    if (untouched(this_vcpu(vcpu), TOUCH_LOAD, va, user) || near_end(va) || (info & store_bits)) {
+    if (!seen(vcpu, TOUCH_LOAD, va, user, bytes) || (info & store_bits)) {
         (user ? user_access_slow : kernel_access_slow)(vcpu, info, va, pc);
     }
 }
 
-static inline void on_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
+static inline void on_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, unsigned bytes, void *pc)
 {
-    const struct vcpu *v = this_vcpu(vcpu);
-
-    if (untouched(v, TOUCH_STORE, va, user) || unknown_page(v, va) || near_end(va) || !(info & store_bits)) {
+    if (!seen(vcpu, TOUCH_STORE, va, user, bytes) || !(info & store_bits)) {
         (user ? user_access_slow : kernel_access_slow)(vcpu, info, va, pc);
     }
 }
 
-static inline void on_either(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
+static inline void on_either(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, unsigned bytes, void *pc)
 {
     if (info & store_bits) {
-        on_store(vcpu, info, va, user, pc);
+        on_store(vcpu, info, va, user, bytes, pc);
     } else {
-        on_load(vcpu, info, va, user, pc);
+        on_load(vcpu, info, va, user, bytes, pc);
     }
 }
 
-#define ACCESS_CALLBACK(name, access, user) \
-    static void name(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc) { access(vcpu, info, va, user, pc); }
-
-ACCESS_CALLBACK(on_kernel_load, on_load, false)
-ACCESS_CALLBACK(on_kernel_store, on_store, false)
-ACCESS_CALLBACK(on_kernel_access, on_either, false)
-ACCESS_CALLBACK(on_user_load, on_load, true)
-ACCESS_CALLBACK(on_user_store, on_store, true)
-ACCESS_CALLBACK(on_user_access, on_either, true)
+MEMORY_CALLBACK(kernel_load, on_load, false, LARGEST_PLAIN_ACCESS, pc)
+MEMORY_CALLBACK(kernel_store, on_store, false, LARGEST_PLAIN_ACCESS, pc)
+MEMORY_CALLBACK(kernel_access, on_either, false, LARGEST_ACCESS, pc)
+MEMORY_CALLBACK(user_load, on_load, true, LARGEST_PLAIN_ACCESS, pc)
+MEMORY_CALLBACK(user_store, on_store, true, LARGEST_PLAIN_ACCESS, pc)
+MEMORY_CALLBACK(user_access, on_either, true, LARGEST_ACCESS, pc)
 
 /* What to call at the accesses of an instruction. */
 mem_cb access_callback(bool user, enum effect effect)
 {
-    static const mem_cb callbacks[2][3] = {
-        {[EFFECT_LOADS] = on_kernel_load, [EFFECT_STORES] = on_kernel_store, [EFFECT_ANY] = on_kernel_access},
-        {[EFFECT_LOADS] = on_user_load, [EFFECT_STORES] = on_user_store, [EFFECT_ANY] = on_user_access},
+    static const mem_cb callbacks[2][2][3] = {
+        {{[EFFECT_LOADS] = kernel_load, [EFFECT_STORES] = kernel_store, [EFFECT_ANY] = kernel_access},
+         {[EFFECT_LOADS] = user_load, [EFFECT_STORES] = user_store, [EFFECT_ANY] = user_access}},
+        {{[EFFECT_LOADS] = sole_kernel_load, [EFFECT_STORES] = sole_kernel_store, [EFFECT_ANY] = sole_kernel_access},
+         {[EFFECT_LOADS] = sole_user_load, [EFFECT_STORES] = sole_user_store, [EFFECT_ANY] = sole_user_access}},
     };
 
-    return callbacks[user][effect];
+    return callbacks[settings.vcpus == 1][user][effect];
 }
 
 /* The recorder has asked for each access: nothing counts as touched any more. While the guest stands still. */
@@ -303,14 +420,18 @@ void notice_every_access(void)
     }
 }
 
-/* The first-touch tables of every vCPU. */
+/* The first-touch tables of every vCPU, and those of what has been seen. */
 bool access_open(void)
 {
     for (unsigned bit = 0; bit < 32; bit++) {
         store_bits |= qemu_plugin_mem_is_store(1u << bit) ? 1u << bit : 0;
     }
+    clear_seen(&nothing_seen, TOUCH_LOAD, TOUCH_FETCH);
+    for (unsigned i = 0; i < settings.vcpus; i++) {
+        vcpus[i].seen = &nothing_seen;
+        vcpus[i].seen_stale = true;
+    }
     for (unsigned i = 0; i < settings.vcpus && settings.touch_entries; i++) {
-        vcpus[i].slot_mask = settings.touch_entries - 1;
         for (unsigned kind = 0; kind < TOUCH_KINDS; kind++) {
             vcpus[i].touched[kind] = calloc(settings.touch_entries, sizeof(uint64_t));
             vcpus[i].through[kind] = calloc(settings.touch_entries, sizeof(uint64_t));

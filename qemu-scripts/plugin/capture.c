@@ -40,11 +40,16 @@ static RARE void between_blocks(unsigned vcpu, uint64_t va, bool user)
 static void begin_block(unsigned vcpu, uint64_t va, bool user)
 {
     struct vcpu *v = &vcpus[vcpu];
+    uint64_t handler = atomic_load_explicit(&v->fault_handler, memory_order_relaxed);
 
-    if (v->pending || va == atomic_load_explicit(&v->fault_handler, memory_order_relaxed)) {
+    catch_up(v);
+    if (v->pending || va == handler) {
         between_blocks(vcpu, va, user);
     }
     touch(vcpu, TOUCH_FETCH, va, user);
+    if (va >> PAGE_SHIFT != handler >> PAGE_SHIFT) {
+        remember(v, TOUCH_FETCH, va, user);
+    }
 }
 
 static RARE void user_block_slow(unsigned vcpu, void *data)
@@ -57,25 +62,31 @@ static RARE void kernel_block_slow(unsigned vcpu, void *data)
     begin_block(vcpu, (uint64_t)(uintptr_t)data, false);
 }
 
-/* A block's callback gets its start address. */
-static void on_user_block(unsigned vcpu, void *data)
+/* A block's callback gets its start address. There is another for a guest's only vCPU, as for accesses. */
+static inline void on_user_block(unsigned vcpu, void *data)
 {
-    const struct vcpu *v = this_vcpu(vcpu);
-
-    if (v->pending || untouched(v, TOUCH_FETCH, (uint64_t)(uintptr_t)data, true)) {
+    if (!seen(vcpu, TOUCH_FETCH, (uint64_t)(uintptr_t)data, true, 1)) {
         user_block_slow(vcpu, data);
     }
 }
 
-static void on_kernel_block(unsigned vcpu, void *data)
+static inline void on_kernel_block(unsigned vcpu, void *data)
 {
-    const struct vcpu *v = this_vcpu(vcpu);
-    uint64_t va = (uint64_t)(uintptr_t)data;
-
-    if (v->pending || va == atomic_load_explicit(&v->fault_handler, memory_order_relaxed) || untouched(v, TOUCH_FETCH, va, false)) {
+    if (!seen(vcpu, TOUCH_FETCH, (uint64_t)(uintptr_t)data, false, 1)) {
         kernel_block_slow(vcpu, data);
     }
 }
+
+#define BLOCK_CALLBACK(name, block) \
+    static void name(unsigned vcpu, void *data) { block(vcpu, data); } \
+    static void sole_##name(unsigned vcpu, void *data) \
+    { \
+        (void)vcpu; \
+        block(0, data); \
+    }
+
+BLOCK_CALLBACK(user_block, on_user_block)
+BLOCK_CALLBACK(kernel_block, on_kernel_block)
 
 static void cross(unsigned vcpu, uint64_t va, bool user)
 {
@@ -98,7 +109,10 @@ static exec_cb block_callback(bool user, bool crosses)
     if (crosses) {
         return user ? on_crossing_user_block : on_crossing_kernel_block;
     }
-    return user ? on_user_block : on_kernel_block;
+    if (settings.vcpus == 1) {
+        return user ? sole_user_block : sole_kernel_block;
+    }
+    return user ? user_block : kernel_block;
 }
 
 /* Page tables only, a block that may follow INVLPG: its operand's registers are what they were. */
@@ -238,15 +252,6 @@ static bool translating_user_code(int vcpu)
     return (qemu_reg((unsigned)vcpu, REG_CS) & 3) == 3 || (qemu_reg((unsigned)vcpu, REG_EFLAGS) & EFLAGS_VM);
 }
 
-/* Page tables only. */
-static mem_cb store_callback(enum insn_kind kind, enum effect effect)
-{
-    if (kind != INSN_PLAIN) {
-        return on_own_store;
-    }
-    return effect == EFFECT_LOADS ? NULL : effect == EFFECT_STORES ? on_plain_store : on_any_store;
-}
-
 static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
     int vcpu = qemu_translating_vcpu();
@@ -283,7 +288,8 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
             instrument_special(insn, kind, &operand);
         }
         mem_cb callback = settings.touch_entries ? access_callback(user, effect_of(bytes, size))
-                          : !user || settings.watch_user_stores ? store_callback(kind, effect_of(bytes, size)) : NULL;
+                          : user && !settings.watch_user_stores ? NULL
+                          : kind == INSN_PLAIN ? store_callback(effect_of(bytes, size)) : on_own_store;
         if (callback) {
             qemu_plugin_register_vcpu_mem_cb(insn, callback, CB_NO_REGS, MEM_RW, pc);
         }

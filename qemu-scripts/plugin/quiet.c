@@ -31,8 +31,8 @@ static void look_for_foreign(bool at_once)
         return;
     }
     found = tables_foreign();
-    for (unsigned i = 0; found && settings.drop_at_stores && i < settings.vcpus; i++) {
-        atomic_fetch_or(&vcpus[i].stored_tables, found);
+    if (found) {
+        note_stored_tables(found);
     }
     took = (nanoseconds() - before) * LOOK_PART;
     next_look = before + (took > LOOK_EVERY_NS ? took : LOOK_EVERY_NS);

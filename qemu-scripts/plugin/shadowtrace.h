@@ -114,6 +114,10 @@ uint64_t table_bit(uint64_t gpa);
 /* Goes up whenever the set of tracked pages grows: caches of "not a table" from before are void. */
 extern _Atomic uint64_t tables_generation;
 
+/* ---- access.c ---- */
+
+void outdate_store_caches(void);
+
 /* ---- qemu.c ---- */
 
 enum reg { REG_RSP = 7, REG_RIP = 16, REG_EFLAGS = 17, REG_CS = 18, REG_FS_BASE = 24, REG_GS_BASE = 25, REG_CR0 = 27, REG_CR2 = 28, REG_CR3 = 29,

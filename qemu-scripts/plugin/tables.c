@@ -89,7 +89,7 @@ static struct table *track(unsigned vcpu, uint64_t gfn)
         control->tables_peak = control->tables;
     }
     /* From here on every store to the page takes the slow path; stores that did not have reached RAM before the copy. */
-    atomic_fetch_add(&tables_generation, 1);
+    outdate_store_caches();
     if (several) {
         syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
     }

@@ -73,7 +73,10 @@ void look_up_handler(struct vcpu *v)
             handler |= (uint64_t)high << 32;
         }
     }
-    atomic_store_explicit(&v->fault_handler, handler, memory_order_relaxed);
+    if (atomic_exchange_explicit(&v->fault_handler, handler, memory_order_relaxed) != handler) {
+        atomic_store(&v->seen_stale, true); /* blocks of its page have been seen, perhaps */
+        hide_seen(v);
+    }
 }
 
 /* Whether a page holds some vCPU's gate 14; with the store done, their handlers are looked up again. */
@@ -239,6 +242,8 @@ static void record_invlpg(unsigned vcpu)
     stream_event(&event, NULL, 0);
     forget_touch(v, va >> PAGE_SHIFT);
     memset(v->store_cache, 0, sizeof v->store_cache);
+    v->seen_generation = 0;
+    hide_seen(v);
 }
 
 /* What an instruction is about to do can be read when it is done; until then every store takes the slow path. */
@@ -246,6 +251,7 @@ void set_pending(unsigned vcpu, unsigned what)
 {
     vcpus[vcpu].pending |= what;
     vcpus[vcpu].generation = 0;
+    hide_seen(&vcpus[vcpu]);
 }
 
 /* Whether the instruction before this address may be INVLPG; where its bytes cannot be seen it may. */
@@ -331,7 +337,7 @@ void on_table_register(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, v
             v->idt_known = true;
             look_up_handler(v);
             /* The gate's page may stand in some vCPU's cache of pages to which stores do not matter. */
-            atomic_fetch_add(&tables_generation, 1);
+            outdate_store_caches();
         }
         pthread_mutex_unlock(&lock);
     }

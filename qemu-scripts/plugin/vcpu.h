@@ -25,15 +25,29 @@ enum { ACCESS_WRITE = 1, ACCESS_USER = 2, ACCESS_FETCH = 4, ACCESS_FAULT = 8 };
 
 #define NO_VA UINT64_MAX
 
+#define SEEN_SLOTS 256u
+/* No canonical address lies in the page that begins here. */
+#define NO_PAGE (1ull << 63)
+
+/*
+ * Where accesses of a kind say nothing new: virtual addresses of pages, by privilege. A store is there if it is neither a touch
+ * nor one to a table. The vCPU's own thread alone writes here, so that nobody else voids an entry: see hide_seen().
+ */
+struct seen {
+    uint64_t page[2][SEEN_SLOTS][TOUCH_KINDS + 1]; /* 32 bytes to a slot: found by a shift */
+};
+
 struct vcpu {
-    /* What each access and each block looks at: one cache line, found by a shift. */
-    _Alignas(PAGE_BYTES) _Atomic uint64_t stored_tables; /* tables that were stored to since the touches were last looked through */
+    /* What each access and each block looks at, found by a shift: this vCPU's table, or one that is empty. */
+    _Alignas(PAGE_BYTES) const struct seen *_Atomic seen;
+    _Atomic bool seen_stale;        /* all of its own table is void */
+    uint64_t seen_generation;       /* of the tables: stores in its own table hold for this one alone */
+    _Atomic uint64_t stored_tables; /* tables that were stored to since the touches were last looked through */
     _Atomic uint64_t fault_handler; /* gate 14's target; 0: none */
     uint64_t *touched[TOUCH_KINDS]; /* virtual page << 1 | user, + 1 */
-    uint64_t slot_mask;             /* entries of a first-touch table - 1 */
     uint64_t generation;      /* of the tables when the cache was empty; 0 while something is pending: no store goes by unseen */
     unsigned pending;
-    _Alignas(64) uint64_t store_cache[STORE_CACHE]; /* virtual page + 1 that is known not to be a table */
+    uint64_t store_cache[STORE_CACHE]; /* virtual page + 1 that is known not to be a table */
     uint64_t cache_generation;
     uint64_t *through[TOUCH_KINDS]; /* for each touch, the set of tables that its translation went through: table_bit()s */
     uint64_t *slots[TOUCH_KINDS];   /* for each table_bit(), the set of entries that went through it, and perhaps more */
@@ -77,14 +91,17 @@ void on_table_register(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, v
 /* ---- access.c ---- */
 
 bool access_open(void);
+void hide_seen(struct vcpu *v);
+void catch_up(struct vcpu *v);
+void remember(struct vcpu *v, enum touch kind, uint64_t va, bool user);
+void note_stored_tables(uint64_t tables);
 void drop_caches(struct vcpu *v);
 void forget_touch(struct vcpu *v, uint64_t page);
 void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag);
 void drop_touches(struct vcpu *v);
 void notice_every_access(void);
-void on_plain_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
-void on_any_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 void on_own_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
+mem_cb store_callback(enum effect effect);
 mem_cb access_callback(bool user, enum effect effect);
 
 /* ---- quiet.c ---- */
@@ -98,19 +115,18 @@ static inline uint64_t touch_tag(uint64_t va, bool user)
     return (va >> PAGE_SHIFT << 1 | user) + 1;
 }
 
-/* A vCPU's address, kept in one register: else each field's is computed anew, and registers have to be saved for it. */
-static inline struct vcpu *this_vcpu(unsigned vcpu)
+/* Whether an access of at most so many bytes says nothing new: one comparison, of how far its page's start lies behind it. */
+static inline bool seen(unsigned vcpu, enum touch kind, uint64_t va, bool user, unsigned bytes)
 {
-    struct vcpu *v = &vcpus[vcpu];
+    const struct seen *seen = atomic_load_explicit(&vcpus[vcpu].seen, memory_order_relaxed);
 
-    __asm__("" : "+r"(v));
-    return v;
+    return va - seen->page[user][va >> PAGE_SHIFT & (SEEN_SLOTS - 1)][kind] <= PAGE_BYTES - bytes;
 }
 
 /* Whether an access may be one to record; not, where its kind of access to the page was seen and no table was stored to since. */
 static inline bool untouched(const struct vcpu *v, enum touch kind, uint64_t va, bool user)
 {
-    return v->touched[kind][va >> PAGE_SHIFT & v->slot_mask] != touch_tag(va, user) ||
+    return v->touched[kind][va >> PAGE_SHIFT & (settings.touch_entries - 1)] != touch_tag(va, user) ||
            atomic_load_explicit(&v->stored_tables, memory_order_relaxed);
 }
 
