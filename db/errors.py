@@ -24,7 +24,7 @@ def plainly(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is no text in UTF-8"
     if isinstance(error, json.JSONDecodeError):
-        return f"this is no JSON from line {error.lineno}, column {error.colno} on"
+        return f"this is no JSON from character {error.pos + 1} on"
     if isinstance(error, EOFError | zlib.error):
         return "its gzip'ped data is cut short or damaged"
     if isinstance(error, OSError):

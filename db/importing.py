@@ -25,7 +25,7 @@ def new_trace(source: Path, target: Path, force: bool) -> Iterator[TraceWriter]:
     refuse_existing(target, force)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        with TraceWriter(partial, force=True) as writer:
+        with TraceWriter(partial, force=True, alone=True) as writer:
             yield writer
         partial.replace(target)
     finally:

@@ -47,11 +47,12 @@ class TraceWriter(OpenTrace):
     """A trace being written. Batches are committed as they come; ``seal`` makes it one finished file.
 
     ``sync`` is SQLite's ``synchronous``: with ``normal`` a power cut may take the last commits, with ``full`` it takes none; the file
-    is whole either way. Raises ``UsageError`` where the file exists (unless ``force``), ``StorageError`` where it cannot be written,
-    or is no longer there.
+    is whole either way. ``alone``: nobody is to read it before it is sealed; then SQLite shares no memory in a file with readers, which
+    at a full quota of btrfs could end the process with SIGBUS. Raises ``UsageError`` where the file exists (unless ``force``),
+    ``StorageError`` where it cannot be written, or is no longer there.
     """
 
-    def __init__(self, path: Path, force: bool = False, sync: str = "normal") -> None:
+    def __init__(self, path: Path, force: bool = False, sync: str = "normal", alone: bool = False) -> None:
         self.path = path
         self.events = 0
         self._two_files = False
@@ -62,6 +63,8 @@ class TraceWriter(OpenTrace):
         try:
             with storage_errors(path):
                 self._connection = engine(path, "rwc").connect()
+                if alone:
+                    self._connection.exec_driver_sql("PRAGMA locking_mode = EXCLUSIVE")
                 self._create(sync)
         except BaseException:
             os.close(self._lock)

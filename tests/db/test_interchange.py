@@ -57,7 +57,7 @@ def test_what_is_written_reads_back_the_same(events: list[Event]) -> None:
         ('{"ev":"cr3","value":1.5}', "value is no number"),
         ('{"ev":"cr3","value":0,"pdptes":[1,2]}', "pdptes are four"),
         ('{"ev":"page","gpa":0,"words":{"512":1}}', "word index is not between"),
-        ('{"ev":"page","gpa":0,"words":[1]}', "items"),
+        ('{"ev":"page","gpa":0,"words":[1]}', "another type"),
         ('{"ev":"page","gpa":0,"size":2,"words":{}}', "size of 4 or 8"),
         ('{"ev":"page","gpa":0,"size":true,"words":{}}', "size of 4 or 8"),
         ('{"ev":"page","gpa":0,"size":4,"words":{"0":"0x100000000"}}', "word is not between"),
@@ -65,7 +65,7 @@ def test_what_is_written_reads_back_the_same(events: list[Event]) -> None:
         ('{"ev":"access","va":0,"fault":2}', "fault is not between"),
         ('{"ev":"invlpg","va":0,"vcpu":64}', "vcpu is not between"),
         ("[1]", "one JSON object"),
-        ("{", "Expecting"),
+        ("{", "no JSON from character"),
         ("[" * 5000, ""),
     ],
 )
