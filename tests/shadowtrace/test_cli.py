@@ -147,7 +147,7 @@ def test_wrong_use_gets_a_sentence_a_hint_and_exit_code_2(cli: Cli, trace: Path,
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"{", "line 1: this is no JSON from line 1, column 2 on"),
+        (b"{", "line 1: this is no JSON from character 2 on"),
         (b'{"ev":"cr3","value":"zero"}', "line 1: value is no number: 'zero'"),
         (b'{"ev":"page","gpa":"0x1000","words":{"x":"0x1"}}', "line 1: word index is no number"),
         (b'{"ev":"page","gpa":"0x1000","words":[1]}', "line 1: a value is of another type"),
