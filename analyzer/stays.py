@@ -84,7 +84,7 @@ class History:
         fresh: dict[int, int] = {}
         for seq, kind, vcpu, gfn in ROOTS.rows(trace):
             while names and names[-1]["seq"] < seq:
-                self._name(**names.pop())
+                self._name(fresh, **names.pop())
             if kind == Kind.PAGE:
                 if all(loaded.space.root_gfn != gfn for loaded in self._loaded.values()):
                     fresh[gfn] = seq
@@ -99,7 +99,7 @@ class History:
             space = self._begin(gfn, begin or seq) if begin or gfn not in self._generations else self._generations[gfn][-1]
             self._loaded[vcpu] = _Loaded(space, seq)
         while names:
-            self._name(**names.pop())
+            self._name(fresh, **names.pop())
         for vcpu, loaded in self._loaded.items():
             self._leave(loaded, vcpu, trace.count() + 1)
 
@@ -109,9 +109,10 @@ class History:
         self._firsts.setdefault(gfn, []).append(first)
         return generations[-1]
 
-    def _name(self, seq: int, root_gfn: int, pid: int | None, comm: str, **_: object) -> None:
-        generations = self._generations.get(root_gfn)
-        space = generations[-1] if generations else self._begin(root_gfn, seq + 1)
+    def _name(self, fresh: dict[int, int], seq: int, root_gfn: int, pid: int | None, comm: str, **_: object) -> None:
+        # A name may be learnt before the load is recorded, which the next store or block brings.
+        begins = root_gfn in fresh or root_gfn not in self._generations
+        space = self._begin(root_gfn, fresh.pop(root_gfn, seq + 1)) if begins else self._generations[root_gfn][-1]
         if space.comm is not None:
             within = [loaded for loaded in self._loaded.values() if loaded.space is space]
             space = self._begin(root_gfn, min((loaded.since for loaded in within), default=seq + 1))

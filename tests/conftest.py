@@ -20,6 +20,12 @@ from tracer.request import Outcome, Request
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 
+def pytest_runtest_setup() -> None:
+    # A test that wants a width says which. libreadline, wherever it is imported, gives processes one that os.environ knows nothing of.
+    os.environ.pop("COLUMNS", None)
+    os.unsetenv("COLUMNS")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with reference cases and guests; a test that needs it is skipped where it is not there."""

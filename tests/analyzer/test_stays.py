@@ -66,6 +66,11 @@ def test_a_second_name_of_a_frame_that_nothing_has_loaded_begins_after_it(tmp_pa
     assert spaces(path) == [(1, 0, 1, "sh", 1, 1), (2, 0, 2, None, 2, 2), (1, 1, 4, "ls", 1, 1)]
 
 
+def test_a_name_that_comes_just_before_its_load_is_of_the_space_that_begins(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.db", [content(1), load(1), load(2), content(1), load(1)], (1, 1, "sh"), (4, 1, "ls"))
+    assert spaces(path) == [(1, 0, 1, "sh", 1, 1), (2, 0, 3, None, 1, 2), (1, 1, 4, "ls", 1, 1)]
+
+
 def test_reports_know_the_same_spaces(tmp_path: Path) -> None:
     """A name for what is never loaded has a generation too, so that numbers agree."""
     path = written(tmp_path / "t.db", [content(1), load(1), load(2), content(1), load(1)], (2, 1, "init"), (3, 3, "lost"), (5, 1, "sh"))
