@@ -8,12 +8,12 @@ import sqlite3
 import statistics
 import subprocess
 import sys
-import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAM = Path(sys.executable).with_name("shadowtrace")
+_WAITER = Path(__file__).with_name("waiter.py")
 
 _SIDES = ("mode_registers", "pdptes", "content", "store_origin")
 
@@ -30,23 +30,20 @@ class Cost:
 
 def cost(*arguments: str | Path) -> Cost:
     """Run a command to its end; ``CalledProcessError`` where it fails."""
-    start = time.perf_counter()
-    child = subprocess.Popen([str(argument) for argument in arguments], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    output = child.stdout.read()
-    _, status, used = os.wait4(child.pid, 0)
-    wall = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, child.args)
-    return Cost(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, output)
+    figures, write_end = os.pipe()
+    command = [sys.executable, "-S", "-E", str(_WAITER), str(write_end), *map(str, arguments)]
+    with os.fdopen(figures) as told:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, pass_fds=(write_end,), check=True)
+        os.close(write_end)
+        wall, cpu, peak_kib = map(float, told.read().split())
+    return Cost(wall, cpu, peak_kib / 1024, done.stdout)
 
 
 def costs(times: int, *arguments: str | Path) -> Cost:
     """Medians of running a command several times."""
     runs = [cost(*arguments) for _ in range(times)]
-    middle = [statistics.median(getattr(run, name) for run in runs) for name in ("wall", "cpu", "peak_mib")]
-    return Cost(*middle, runs[-1].output)
+    wall, cpu, peak = (statistics.median(getattr(run, name) for run in runs) for name in ("wall", "cpu", "peak_mib"))
+    return Cost(wall, cpu, peak, runs[-1].output)
 
 
 def lengthen(source: Path, target: Path, events: int) -> int:
