@@ -29,8 +29,8 @@ pytestmark = pytest.mark.boot
 PROGRAM = Path(sys.executable).with_name("shadowtrace")
 VICTIMS = ["shadowtrace", "qemu-system-x86", "gdb"]
 
-#: Seconds after QEMU's start within which a kill may fall: well before a million events are recorded.
-SPAN = 4.0
+#: Seconds after QEMU's start within which a kill may fall: before a million events are recorded.
+SPAN = 3.0
 
 #: Kills of each part where the moments are many.
 MANY = int(os.environ.get("FAULTS_KILLS") or 50)
@@ -113,8 +113,9 @@ def held(victim: str, kill: Kill, trace: Path, cli: Cli | None) -> int:
     text = reported(trace, cli)
     lost = kill.captured - count
     if ended == "events":
-        # It was over before the kill, or gdb is what was killed.
-        assert (kill.status, failing, losses, lost) == (0, {}, 0, lost)
+        # It was over before the kill, perhaps all but the recorder's last words, or gdb is what was killed.
+        assert (failing, losses) == ({}, 0)
+        assert kill.status == 0 or (victim == "shadowtrace" and kill.status == -signal.SIGKILL)
         return 0
     if victim == "shadowtrace":
         assert (kill.status, ended) == (-signal.SIGKILL, None)
