@@ -54,7 +54,7 @@ def test_storms_of_cr3_and_garbage_in_it(tmp_path: Path) -> None:
     with TraceReader(trace) as opened:
         loads = [event.addr for event in opened.events((Kind.CR3,))]
     assert len(loads) == 1000 + 1 + 100_000
-    assert len(set(loads)) > 300
+    assert len(set(loads)) > 1000
 
 
 @pytest.mark.parametrize("touch_entries", [1024, 0])
