@@ -202,15 +202,15 @@ def yardstick(
 ) -> tuple[Run | None, bool]:
     """A run of the trace without a cache, of as many pages, and whether it was made just now and can be kept.
 
-    A kept one is taken where there is one. ``wanted`` says whether one is replayed otherwise; ``None`` does on the fast core, which
-    takes next to no time.
+    A kept one is taken where there is one. ``wanted`` says whether there is to be one at all; ``None``: on the fast core, which takes
+    next to no time.
     """
-    if wanted is False or not parameters.caching:
+    if wanted is None:
+        wanted = choose_core(core)[0] == "fast"
+    if not wanted or not parameters.caching:
         return None, False
     without = model_parameters("uncached", pages=parameters.pages, ram_pages=parameters.ram_pages, strict=parameters.strict)
-    known = kept(trace, "uncached", without, version, core)
-    quick = choose_core(core, False)[0] == "fast"
-    if known is not None or not (quick if wanted is None else wanted):
+    if (known := kept(trace, "uncached", without, version, core)) is not None:
         return known, False
     return run(trace, "uncached", without, version, progress, core=core)[0], True
 
@@ -238,15 +238,17 @@ def keep(path: Path, done: Run) -> bool:
 
 
 def kept(trace: TraceReader, model: str, parameters: Parameters, version: str, core: str | None = None) -> Run | None:
-    """The newest kept run of this model with these parameters over all events of the trace, on that core or any, if there is one."""
-    wanted = json.dumps(parameters.as_dict(), sort_keys=True)
+    """The newest kept run that a replay of this model on the wanted core, or the best there is, would only repeat, if there is one.
+
+    A run on another core, or on that one for another reason, is none: what a report says would depend on what was replayed before.
+    """
+    wanted = (model, json.dumps(parameters.as_dict(), sort_keys=True), version, *choose_core(core), trace.count())
     for row in reversed(trace.rows("run")):
-        same = (row["model"], row["parameters"], row["version"], row["events"]) == (model, wanted, version, trace.count())
-        if same and core in (None, row["core"]):
+        if wanted == tuple(row[name] for name in ("model", "parameters", "version", "core", "why", "events")):
             try:
                 told = json.loads(row["facts"])
             except (ValueError, RecursionError):
                 return None
             if isinstance(told, dict) and told.get("form") == FORM:
-                return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], told, row["why"] or "")
+                return Run(model, parameters.as_dict(), version, row["core"], row["events"], row["seconds"], told, row["why"])
     return None

@@ -262,6 +262,17 @@ def test_an_older_form_of_facts_is_not_taken_for_a_kept_run(cli: Cli, trace: Pat
     assert cli("report", trace).stdout == first
 
 
+@pytest.mark.parametrize("form", ["table", "json", "html"])
+def test_a_report_does_not_tell_what_was_replayed_before(cli: Cli, trace: Path, form: str) -> None:
+    """A run with an audit, and one that another core was asked for, are kept too: a report would name their core, and why."""
+    first = cli("report", trace, "--format", form).stdout
+    assert cli("replay", trace, "--audit", "1").returncode == 0
+    assert cli("replay", trace, "--core", "reference").returncode == 0
+    assert cli("report", trace, "--format", form).stdout == first
+    asked = cli("report", trace, "--core", "reference", "--saved", "--format", "json").stdout
+    assert (json.loads(asked)["run"]["core"], json.loads(asked)["run"]["why"]) == ("reference", "asked for")
+
+
 def test_words_and_numbers() -> None:
     assert [number(0), number(1234567), share(0, 5), share(1, 5000), share(4999, 5000), share(5, 5)] == [
         "·",
