@@ -492,6 +492,31 @@ def test_the_licences_travel_with_the_page(page: Path) -> None:
         assert (vendor.VENDOR / f"{library.name}.LICENSE").read_text() in content
 
 
+def test_of_many_names_the_first_are_shown_and_all_when_asked(chrome: Chrome, tmp_path: Path, cli: Cli) -> None:
+    """Fourteen address spaces share the table at 0x2000 and what is under it."""
+    tables = [line for line in EVENTS.splitlines() if any(f'"gpa":"{gpa}"' in line for gpa in ("0x2000", "0x3000"))]
+    modes = [line for line in EVENTS.splitlines() if '"regs"' in line]
+    roots = [f"0x{gfn:x}000" for gfn in range(0x20, 0x2E)]
+    contents = [f'{{"ev":"page","gpa":"{root}","words":{{"511":"0x2067"}}}}' for root in roots]
+    used = [
+        line
+        for root in roots
+        for line in (f'{{"ev":"cr3","value":"{root}"}}', '{"ev":"access","va":"0xffffff8000001000","write":0,"user":0,"fetch":0}')
+    ]
+    events = [*tables, '{"ev":"page","gpa":"0x4000","words":{"1":"0x9067"}}', *contents, modes[0], used[0], modes[1], *used[1:]]
+    (tmp_path / "many.jsonl").write_text("\n".join(events) + "\n")
+    assert cli("import", tmp_path / "many.jsonl", "-o", tmp_path / "many.db").returncode == 0
+    done = cli("report", tmp_path / "many.db", "--format", "html", "-o", tmp_path / "many.html")
+    assert done.returncode == 0, done.stderr
+    opened(chrome, tmp_path / "many.html")
+    (row,) = [row for row in cells(chrome, "#parents-top") if row[0] == "gfn 0x2"]
+    assert row[-1] == ", ".join(f"gfn 0x{gfn:x}" for gfn in range(0x20, 0x28)) + " and 6 more"
+    chrome.execute_script("document.querySelector('#parents-top .rest-of-names').click()")
+    (row,) = [row for row in cells(chrome, "#parents-top") if row[0] == "gfn 0x2"]
+    assert row[-1] == ", ".join(f"gfn 0x{gfn:x}" for gfn in range(0x20, 0x2E))
+    assert chrome.get_log("browser") == []
+
+
 @pytest.mark.boot
 def test_the_page_of_a_real_boot(chrome: Chrome, boot: Boot, tmp_path: Path, cli: Cli) -> None:
     done = cli("report", boot.trace, "--format", "html", "-o", tmp_path / "boot.html")

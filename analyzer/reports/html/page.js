@@ -66,8 +66,24 @@ function frame(gfn) {
   return gfn === null || gfn === undefined ? "" : `gfn 0x${gfn.toString(16)}`;
 }
 
-function list(values) {
-  return (values ?? []).map(printable).join(", ");
+/** Names that a cell shows before it is asked for all. */
+const NAMES = 8;
+
+/** A table's column of names from the trace: a page of the kernel may belong to hundreds. */
+function namesColumn(label, of) {
+  const list = (row) => (of(row) ?? []).map(printable);
+  return {
+    label, text: true, long: true,
+    of: (row) => list(row).join(", "),
+    show: (row) => {
+      const names = list(row);
+      if (names.length <= NAMES + 2) return names.join(", ");
+      const rest = el("button", { type: "button", class: "rest-of-names", click: () => cell.replaceChildren(names.join(", ")) },
+        `and ${number(names.length - NAMES)} more`);
+      const cell = el("span", {}, `${names.slice(0, NAMES).join(", ")} `, rest);
+      return cell;
+    },
+  };
 }
 
 /** Rows that a table shows before it is asked for all. */

@@ -34,7 +34,7 @@ function framesSection(story) {
         { label: "pages", of: (row) => row.pages },
         { label: "told apart by", text: true, long: true, of: (row) => row.told_apart_by.map((part) => (part === "glevels" ? "paging mode" : part)).join(", ") },
         { label: "roles", text: true, long: true, of: (row) => row.roles.map(roleName).join(", ") },
-        { label: "belongs to", text: true, long: true, of: (row) => list(row.names) },
+        namesColumn("belongs to", (row) => row.names),
       ], rows),
     };
   });
@@ -47,7 +47,7 @@ function framesSection(story) {
         { label: "frame", text: true, of: (row) => frame(row.gfn) },
         { label: "made", of: (row) => row.made },
         { label: "levels", text: true, of: (row) => row.levels.join(", ") },
-        { label: "belongs to", text: true, long: true, of: (row) => list(row.names) },
+        namesColumn("belongs to", (row) => row.names),
       ], rows),
     };
   });
@@ -97,7 +97,7 @@ function parentsSection(story) {
         { label: "role", text: true, of: roleName },
         { label: "parents", of: (row) => row.parents },
         { label: "half", text: true, of: (row) => ({ true: "kernel", false: "user", null: "" })[row.kernel_half] },
-        { label: "belongs to", text: true, long: true, of: (row) => list(row.spaces) },
+        namesColumn("belongs to", (row) => row.spaces),
       ], rows),
     };
   });
