@@ -118,11 +118,12 @@ mark = _table(
 
 address_space = _table(
     "address_space",
-    "Names for roots, learnt when a program was executed: valid for that root from `seq` on, until the next row for it.",
+    "Names for roots, learnt when a program was executed or, of the kernel's own, from its symbols: valid for that root from `seq` on, "
+    "until the next row for it.",
     _key("id", "from 1"),
     _integer("seq", "the last event before it"),
     _integer("root_gfn", "frame of the top table"),
-    _integer("pid", "process id", nullable=True),
+    _integer("pid", "process id; NULL: an address space of the kernel itself", nullable=True),
     _text("comm", "the program's name as the guest has it: data from the guest, never to be shown raw"),
     _integer("root", "physical address of the top table: in PAE mode it has 32 bytes, and several share a frame", nullable=True),
     _text("argv", "its command line, a JSON array, cut at 2048 bytes: from the guest as well", nullable=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from db.errors import UsageError
-from tracer import commandline
+from tracer import commandline, kernelmms
 from tracer.gdb import Session, Stop
 from tracer.kerneldata import AT_EXEC, CURRENT, LISTENERS
 from tracer.symbols import Symbols
@@ -24,9 +24,9 @@ _CR3_PDPT = 0xFFFF_FFE0
 class Driver:
     """Arms a gdb session and answers its stops.
 
-    ``on_mark(name)`` is called at each moment with a name; ``on_exec(root, pid, comm, argv)`` when a program was
-    executed; ``root`` is a physical address, ``argv`` is ``None`` where it does not show. ``slide`` is how far the kernel was moved,
-    once it has been found. Without ``symbols`` there is one mark, ``reset``, and no names. Raises ``UsageError`` for a symbol the
+    ``on_mark(name)`` is called at each moment with a name; ``on_name(root, pid, name, argv)`` when a program was executed, and for the
+    kernel's own address spaces, which have no ``pid``; ``root`` is a physical address, ``argv`` is ``None`` where it does not show.
+    ``slide`` is how far the kernel was moved, once it has been found. Without ``symbols`` there is one mark, ``reset``, and no names. Raises ``UsageError`` for a symbol the
     kernel lacks.
     """
 
@@ -37,12 +37,12 @@ class Driver:
         until: str | None,
         marks: Sequence[str],
         on_mark: Callable[[str], None],
-        on_exec: Callable[[int, int, str, list[str] | None], None],
+        on_name: Callable[[int, int | None, str, list[str] | None], None],
     ) -> None:
         self._session = session
         self._symbols = symbols
         self._until = until
-        self._on_mark, self._on_exec = on_mark, on_exec
+        self._on_mark, self._on_name = on_mark, on_name
         self._slots: dict[int, int] = {}
         self._marks: dict[int, str] = {}
         self._wanted = dict.fromkeys(["start_kernel", *marks, *([until] if until else [])])
@@ -81,6 +81,9 @@ class Driver:
         self._session.delete(list(self._slots))
         self._slots.clear()
         self._on_mark("kernel entry")
+        early = kernelmms.early_root(self._session.read, symbols, slide)
+        if early is not None and early == self._root(symbols):
+            self._on_name(early, None, kernelmms.EARLY_TABLE, None)
         self._arm_marks(symbols)
         if symbols.names_programs:
             self._watch = self._session.watch_reads(symbols.addresses[LISTENERS] + slide)
@@ -111,9 +114,11 @@ class Driver:
         if self._first_exec:
             self._first_exec = False
             self._on_mark(FIRST_PROCESS)
+            for root, kernel_name in kernelmms.roots(session.read, symbols, self.slide or 0):
+                self._on_name(root, None, kernel_name, None)
         name = comm.split(b"\0", 1)[0].decode(errors="backslashreplace")
         argv = commandline.arguments(session.read, session.register("rsp"), symbols.bits // 8)
-        self._on_exec(self._root(symbols), int.from_bytes(pid, "little", signed=True), name, argv)
+        self._on_name(self._root(symbols), int.from_bytes(pid, "little", signed=True), name, argv)
 
     def _root(self, symbols: Symbols) -> int:
         """The physical address of the top table in force: in PAE mode one of 32 bytes, of which a frame holds several."""

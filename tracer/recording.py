@@ -111,7 +111,7 @@ class Recording:
             self.gdb_lost = "; gdb was killed before the guest started: no marks and names"
             return self._drive_without_gdb(progress)
         with session:
-            driver = self.driver = Driver(session, self.symbols, self.request.until, self.request.marks, self._mark, self._exec)
+            driver = self.driver = Driver(session, self.symbols, self.request.until, self.request.marks, self._mark, self._name)
             try:
                 driver.arm()
                 session.resume()
@@ -312,7 +312,7 @@ class Recording:
             self.machine.record_every_access()
         self.ingest.add("mark", seq=self.machine.control().events, name=name, vcpu=0)
 
-    def _exec(self, root: int, pid: int, comm: str, argv: list[str] | None) -> None:
+    def _name(self, root: int, pid: int | None, comm: str, argv: list[str] | None) -> None:
         seq = self.machine.control().events
         words = None if argv is None else json.dumps(argv)
         self.ingest.add("address_space", seq=seq, root_gfn=root >> 12, root=root, pid=pid, comm=comm, argv=words)

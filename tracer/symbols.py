@@ -25,16 +25,17 @@ from elftools.elf.sections import SymbolTableSection
 
 from tracer import btf, kerneldata, kernelimage, resources
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True)
 class Symbols:
-    """Link-time addresses by name, the kernel's word size in bits, and offsets in task_struct where they are known."""
+    """Link-time addresses by name, the kernel's word size in bits, and offsets in task_struct and mm_struct where they are known."""
 
     bits: int
     addresses: dict[str, int]
     task: dict[str, int]
+    mm: dict[str, int]
     functions: list[tuple[int, str]]
     """Every function's link-time address and name, in order; one name where an address has several."""
 
@@ -132,14 +133,15 @@ def read_elf(path: Path) -> Symbols | None:
                     rank = (symbol["st_info"]["bind"] == "STB_LOCAL", symbol.name)
                     functions[symbol["st_value"]] = min(rank, functions.get(symbol["st_value"], rank))
             section = elf.get_section_by_name(".BTF")
-            known = btf.member_offsets(section.data(), "task_struct") if section is not None else {}
-            if not known:
-                known = kerneldata.task_offsets(elf, addresses)
+            task, mm = (btf.member_offsets(section.data(), name) if section is not None else {} for name in ("task_struct", "mm_struct"))
+            if not task:
+                task = kerneldata.task_offsets(elf, addresses)
     except (ELFError, ValueError, OSError):
         return None
     return Symbols(
         elf.elfclass,
         addresses,
-        {name: known[name] for name in ("pid", "tgid", "comm") if name in known},
+        {name: task[name] for name in ("pid", "tgid", "comm") if name in task},
+        {name: mm[name] for name in ("pgd",) if name in mm},
         [(address, name) for address, (_, name) in sorted(functions.items())],
     )

@@ -190,7 +190,9 @@ def test_stat_of_a_real_boot(boot: Boot, cli: Cli) -> None:
     assert {"start_kernel", "run_init_process", "first user process"} <= {phase["name"] for phase in found["phases"]}
     named = [space for space in found["spaces"] if space["comm"]]
     with TraceReader(boot.trace) as trace:
-        assert sorted(space["pid"] for space in named) == sorted(row["pid"] for row in trace.rows("address_space"))
+        rows = trace.rows("address_space")
+    for key, none in (("pid", 0), ("comm", "")):
+        assert sorted(space[key] or none for space in named) == sorted(row[key] or none for row in rows)
     done = cli("stat", boot.trace, COLUMNS="60")
     assert all(len(line) <= 60 for line in done.stdout.splitlines() if line.startswith(("phase", "reset", "start_kernel", "init")))
 

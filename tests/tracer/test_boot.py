@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from db.event import ACCESS_FAULT, ACCESS_USER, ACCESS_WRITE, Event, Kind, unpack_words
 from db.rebuild import Rebuilt, compare, rebuild
@@ -78,7 +81,7 @@ def test_phases_of_the_boot_are_marked_in_order(boot: Boot) -> None:
 
 def test_address_spaces_have_the_names_of_what_ran_in_them(boot: Boot) -> None:
     with TraceReader(boot.trace) as trace:
-        spaces = trace.rows("address_space")
+        spaces = names.programs(trace)
         roots = {event.addr >> 12 & 0xFFFFFFFFFF for event in trace.events((Kind.CR3,))}
     assert (spaces[0]["comm"], spaces[0]["pid"]) == ("init", 1)
     assert len(spaces) > 100
@@ -86,6 +89,26 @@ def test_address_spaces_have_the_names_of_what_ran_in_them(boot: Boot) -> None:
     assert {space["root_gfn"] for space in spaces} <= roots
     pids = [space["pid"] for space in spaces]
     assert pids == sorted(pids)
+
+
+def test_the_kernel_s_own_address_spaces_are_named_by_its_symbols(boot: Boot) -> None:
+    """It starts on a table of its own; until user space there are two spaces, between which it goes each time it patches its code."""
+    with TraceReader(boot.trace) as trace:
+        kernel = {row["comm"]: row for row in trace.rows("address_space") if row["pid"] is None}
+        marks = {row["name"]: row["seq"] for row in trace.rows("mark")}
+        event = trace.table("event").c
+        rows = trace.query(select(event.seq, event.addr).where(event.kind == int(Kind.CR3)).order_by(event.seq))
+        loads = [(seq, cr3 & ~0xFFF) for seq, cr3 in rows]
+    assert set(kernel) == {"early_top_pgt", "init_mm", "poking_mm"}
+    assert [root for seq, root in loads if seq <= marks["kernel entry"]][-1] == kernel["early_top_pgt"]["root"]
+    booting = Counter(root for seq, root in loads if marks["start_kernel"] < seq <= marks["first user process"])
+    most = [root for root, _ in booting.most_common(2)]
+    assert set(most) == {kernel["init_mm"]["root"], kernel["poking_mm"]["root"]}
+    assert sum(booting[root] for root in most) > 0.99 * booting.total()
+    others = {root for _, root in loads if root not in most}
+    assert len(others) > 2, "both are told from the roots of processes"
+    patching = [root for seq, root in loads if seq <= marks["first user process"] and root in most]
+    assert {after for before, after in pairwise(patching) if before == kernel["poking_mm"]["root"]} == {kernel["init_mm"]["root"]}
 
 
 def test_names_are_what_the_guest_printed(boot: Boot) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracer import commandline, guest, kerneldata, kernelimage, symbols
+from tracer import commandline, guest, kerneldata, kernelimage, kernelmms, symbols
 
 
 class Memory:
@@ -102,3 +103,49 @@ def test_init_task_tells_what_btf_tells(tmp_path: Path) -> None:
         exported = kerneldata.exported(elf)
     assert len(exported) > 5000
     assert {name: known.addresses[name] for name in exported if name in known.addresses} == exported
+
+
+IMAGE, ALL_MEMORY = 0xFFFF_FFFF_8000_0000, 0xFFFF_8880_0000_0000
+KERNEL = symbols.Symbols(
+    64,
+    {
+        "early_top_pgt": IMAGE + 0x5000,
+        "init_mm": IMAGE + 0x1000,
+        "efi_mm": IMAGE + 0x1100,
+        "poking_mm": IMAGE + 0x1200,
+        "phys_base": IMAGE + 0x1300,
+        "page_offset_base": IMAGE + 0x1308,
+    },
+    {},
+    {"pgd": 0x48},
+    [],
+)
+SLIDE = 0x1200_0000
+
+
+def kernel_memory() -> Memory:
+    """A kernel that was moved, in memory from 16 MiB on: its own table, one to patch code in, and none for EFI."""
+    memory = Memory()
+    memory.write(IMAGE + SLIDE + 0x1000, bytes(0x1000))
+    memory.write(IMAGE + SLIDE + 0x1300, struct.pack("<qQ", 0x100_0000 - SLIDE, ALL_MEMORY))
+    memory.write(IMAGE + SLIDE + 0x1000 + 0x48, struct.pack("<Q", IMAGE + SLIDE + 0x6000))
+    memory.write(IMAGE + SLIDE + 0x1200, struct.pack("<Q", ALL_MEMORY + 0x7000))
+    memory.write(ALL_MEMORY + 0x7048, struct.pack("<Q", ALL_MEMORY + 0x9000))
+    return memory
+
+
+def test_the_kernel_s_own_tables_are_found_by_its_symbols() -> None:
+    read = kernel_memory().read
+    assert kernelmms.early_root(read, KERNEL, SLIDE) == 0x100_5000
+    assert dict(kernelmms.roots(read, KERNEL, SLIDE)) == {0x100_6000: "init_mm", 0x9000: "poking_mm"}
+    assert list(kernelmms.roots(read, KERNEL, 0)) == []
+    assert list(kernelmms.roots(read, replace(KERNEL, mm={}), SLIDE)) == []
+
+
+@given(st.dictionaries(st.sampled_from([0x1048, 0x1148, 0x1200, 0x1300, 0x1308]), st.integers(0, (1 << 64) - 1)))
+def test_a_hostile_kernel_s_tables_lie_where_tables_may(words: dict[int, int]) -> None:
+    memory = kernel_memory()
+    for offset, word in words.items():
+        memory.write(IMAGE + SLIDE + offset, struct.pack("<Q", word))
+    found = [root for root, _ in kernelmms.roots(memory.read, KERNEL, SLIDE)]
+    assert all(0 <= root < 1 << 52 and root % 4096 == 0 for root in found)
