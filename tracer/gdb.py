@@ -64,8 +64,9 @@ class Session:
     """
 
     def __init__(self, socket: Path) -> None:
-        # A session of its own: Ctrl-C is for us alone. gdb ends by itself when its standard input closes.
-        command = ["setsid", find_gdb(), "--nx", "--quiet", "--interpreter=mi3"]
+        # A session of its own: Ctrl-C is for us alone. gdb ends by itself when its standard input closes. One that crashes
+        # when its guest is killed leaves no core file where the user stands.
+        command = ["setsid", "prlimit", "--core=0", find_gdb(), "--nx", "--quiet", "--interpreter=mi3"]
         self._controller = GdbController(command)
         self._buffer = b""
         self._stops: list[Stop] = []

@@ -297,7 +297,7 @@ def test_unknown_verbs_and_options_are_usage_errors(cli: Cli) -> None:
 def test_a_missing_program_is_named_with_the_command_that_brings_it(missing: str, fix: str, cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("qemu-system-x86_64", "gdb", "cc", "setsid", "apt-get", "apt-cache", "dpkg-deb", "as", "ld"):
+    for name in ("qemu-system-x86_64", "gdb", "cc", "setsid", "prlimit", "apt-get", "apt-cache", "dpkg-deb", "as", "ld"):
         if name != missing:
             os.symlink(f"/usr/bin/{name}", folder / name)
     environment = {"PATH": str(folder), "XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def test_killing_a_part_loses_nothing_that_was_committed(victim: str, tmp_path: 
     ) as process:
         wait_for_events(trace, 100_000)
         children = descendants(process.pid)
+        assert resource.prlimit(children["gdb"], resource.RLIMIT_CORE) == (0, 0), "a gdb that crashes leaves a core file"
         os.kill(process.pid if victim == "shadowtrace" else children[victim], signal.SIGKILL)
         out, _ = process.communicate(timeout=180)
     with TraceReader(trace) as opened:
