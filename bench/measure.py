@@ -8,6 +8,7 @@ import sqlite3
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,12 @@ def cost(*arguments: str | Path) -> Cost:
     return Cost(wall, cpu, peak_kib / 1024, done.stdout)
 
 
-def costs(times: int, *arguments: str | Path) -> Cost:
-    """Medians of running a command several times."""
-    runs = [cost(*arguments) for _ in range(times)]
+def costs(times: int, *arguments: str | Path, before: Callable[[], None] = lambda: None) -> Cost:
+    """Medians of running a command several times, each time after ``before``, which does not count."""
+    runs = []
+    for _ in range(times):
+        before()
+        runs.append(cost(*arguments))
     wall, cpu, peak = (statistics.median(getattr(run, name) for run in runs) for name in ("wall", "cpu", "peak_mib"))
     return Cost(wall, cpu, peak, runs[-1].output)
 
@@ -63,3 +67,18 @@ def lengthen(source: Path, target: Path, events: int) -> int:
         connection.execute("UPDATE recording SET events = ?", (times * once,))
         connection.commit()
     return int(times * once)
+
+
+def shorten(source: Path, target: Path, events: int) -> int:
+    """The first ``events`` of a trace, or all; how many it has."""
+    shutil.copyfile(source, target)
+    with closing(sqlite3.connect(target)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("DELETE FROM run")
+        for table in ("event", *_SIDES, "mark"):
+            connection.execute(f"DELETE FROM {table} WHERE seq > ?", (events,))  # noqa: S608 - constants
+        (left,) = connection.execute("SELECT max(seq) FROM event").fetchone()
+        connection.execute("UPDATE recording SET events = ?", (left,))
+        connection.commit()
+        connection.execute("VACUUM")
+    return int(left)

@@ -27,9 +27,9 @@ ROWS = (
     ("reference_events_per_s", "replay, readable core, from the file", "{:,.0f} events/s", "", 0),
     ("load_events_per_s", "load: from the file into columns", "{:,.0f} events/s", "", 0),
     ("facts_s", "drawing the facts from a replay", "{:.2f} s", "", 0),
-    ("replay_cold_wall_s", "`replay`, file not in memory, whole process, clock", "{:.2f} s", "<", 2),
+    ("replay_cold_wall_s", "`replay` of {replay_cold_events:,} events, file not in memory, whole process, clock", "{:.2f} s", "<", 2),
     ("replay_cold_cpu_s", "the same, CPU time", "{:.2f} s", "", 0),
-    ("replay_warm_wall_s", "`replay`, file in memory, clock", "{:.2f} s", "", 0),
+    ("replay_warm_wall_s", "`replay` of the whole trace, file in memory, clock", "{:.2f} s", "", 0),
     ("replay_warm_cpu_s", "the same, CPU time", "{:.2f} s", "", 0),
     ("report_cpu_s", "`report` of a kept run, CPU time", "{:.2f} s", "", 0),
     ("sweep_16_over_replay_cpu", "`sweep` of 16 over one `replay`, CPU time", "{:.1f} x", "<", 8),
@@ -60,7 +60,7 @@ def table(result: Mapping[str, Any]) -> str:
         if key in result:
             wanted = "" if not sign else ("at least " if sign == ">" else "at most ") + form.format(bar)
             met = "" if not sign or (result[key] >= bar if sign == ">" else result[key] <= bar) else ", **missed**"
-            lines.append(f"| {what} | {form.format(result[key])} | {wanted}{met} |")
+            lines.append(f"| {what.format(**result)} | {form.format(result[key])} | {wanted}{met} |")
     return "\n".join(lines)
 
 
