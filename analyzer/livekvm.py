@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from analyzer.facts import Facts
 from analyzer.model import Parameters
@@ -320,10 +320,22 @@ def stored(trace: TraceReader) -> Run | None:
     """The run in a trace that ``import_log`` wrote; ``None`` in any other."""
     if trace.recording["source"] != SOURCE:
         return None
-    row = trace.rows("run")[0]
-    return Run(
-        row["model"], json.loads(row["parameters"]), row["version"], row["core"], row["events"], row["seconds"], json.loads(row["facts"])
-    )
+    runs = trace.rows("run")
+    try:
+        parameters, told = (json.loads(runs[0][name]) for name in ("parameters", "facts"))
+    except (LookupError, ValueError, TypeError, RecursionError) as error:
+        raise trace.damaged("it holds no run of a live KVM") from error
+    if not isinstance(parameters, dict) or not _like(told, facts(LiveRun())):
+        raise trace.damaged("its run is none of a live KVM")
+    row = runs[0]
+    return Run(row["model"], parameters, row["version"], row["core"], row["events"], row["seconds"], told)
+
+
+def _like(told: Any, known: Any) -> bool:
+    """Whether facts have the sections, and these the types, of known ones; lists are taken as they are."""
+    if isinstance(known, dict):
+        return isinstance(told, dict) and all(name in told and _like(told[name], value) for name, value in known.items())
+    return known is None or isinstance(told, type(known)) or (isinstance(told, int | float) and isinstance(known, int | float))
 
 
 #: Why one may have made pages that the other did not, by name; docs/peers.md has the table behind them.

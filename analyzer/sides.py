@@ -60,16 +60,20 @@ def from_json(path: Path) -> Side:
         written = json.loads(text)
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}", "shadowtrace diff takes traces, and what replay --format json writes") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is neither a trace nor JSON: {plainly(error)}", "shadowtrace replay TRACE --format json > FILE"
         ) from error
     if not isinstance(written, dict):
         raise UsageError(f"{path} holds no facts", "shadowtrace replay TRACE --format json > FILE")
     if isinstance(written.get("facts"), dict):
-        run = written.get("run", {})
-        return Side(str(path), str(run.get("model", "")), dict(run.get("parameters", {})), written["facts"])
+        run = _mapping(written.get("run"))
+        return Side(str(path), str(run.get("model", "")), _mapping(run.get("parameters")), written["facts"])
     facts = {key: value for key, value in written.items() if key not in ("source", "model", "parameters")}
     if not any(isinstance(value, dict) for value in facts.values()):
         raise UsageError(f"{path} holds no facts", "shadowtrace replay TRACE --format json > FILE")
-    return Side(str(path), str(written.get("model", written.get("source", ""))), dict(written.get("parameters", {})), facts)
+    return Side(str(path), str(written.get("model", written.get("source", ""))), _mapping(written.get("parameters")), facts)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

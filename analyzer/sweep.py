@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -26,14 +25,17 @@ from analyzer.model import MODELS, Parameters, parameters
 from analyzer.outcome import Outcome, outcome
 from analyzer.replay import choose_core, refuse, replay
 from analyzer.role import unpack
-from db.columns import Columns, batches
+from db.columns import Columns, batches, digest
 from db.errors import StorageError, UsageError, nearest
 from db.trace import TraceReader
 
 Result = dict[str, Any]
 
 #: What tells a unit's line from another's.
-_KEY = ("trace", "started", "events", "model", "parameters", "version")
+_KEY = ("digest", "model", "parameters", "version")
+
+#: How each line begins.
+_BEGIN = b'{"trace": '
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Unit:
     """One trace to be run through one model with these parameters."""
 
     trace: Path
-    started: str | None
+    digest: str
     events: int
     vcpus: int
     model: str
@@ -52,7 +54,7 @@ class Unit:
         """What its line begins with: the trace's file name, not where it lies, so that other machines' lines are the same."""
         return {
             "trace": self.trace.name,
-            "started": self.started,
+            "digest": self.digest,
             "events": self.events,
             "model": self.model,
             "parameters": self.parameters.as_dict(),
@@ -68,7 +70,7 @@ def grid(traces: Sequence[Path], models: Sequence[str], axes: dict[str, Sequence
     units = []
     for path in traces:
         with TraceReader(path) as trace:
-            started, events, vcpus = trace.recording["started"], trace.count(), trace.recording["vcpus"]
+            told, events, vcpus = digest(trace), trace.count(), trace.recording["vcpus"]
         for model, *values in itertools.product(models, *axes.values()):
             if model not in MODELS:
                 raise UsageError(f"there is no model called {model!r}", f"{nearest(model, MODELS)}models: {', '.join(MODELS)}")
@@ -77,7 +79,7 @@ def grid(traces: Sequence[Path], models: Sequence[str], axes: dict[str, Sequence
                 chosen.check(vcpus)
             except ValueError as error:
                 raise UsageError(f"{model} on {path.name}: {error}", "leave that value out of the sweep") from error
-            units.append(Unit(path, started, events, vcpus, model, chosen, version))
+            units.append(Unit(path, told, events, vcpus, model, chosen, version))
     return list(dict.fromkeys(units))
 
 
@@ -98,12 +100,17 @@ class Kept:
         self._lock = threading.Lock()
         self.results: dict[str, Result] = {}
         try:
+            if path.exists() and not path.is_file():
+                raise ValueError("no file that can be added to")
             whole = path.read_bytes() if path.exists() else b""
             good = whole[: whole.rfind(b"\n") + 1]
             for line in good.splitlines():
                 result = json.loads(line)
                 self.results[_key(result)] = result
-            if len(good) < len(whole):
+            torn = whole[len(good) :]
+            if not _BEGIN.startswith(torn[: len(_BEGIN)]):
+                raise ValueError("the last line is of something else")
+            if torn:
                 os.truncate(path, len(good))
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {error.strerror}", "name another file with -o") from error
@@ -209,13 +216,12 @@ def load(unit: Unit) -> list[Columns]:
 
 def run(unit: Unit, columns: list[Columns], core: str, stop: threading.Event) -> Result:
     """One unit's result."""
-    start = time.perf_counter()
     if core == "fast":
         end = _run_fast(unit, columns, stop)
     else:
         with TraceReader(unit.trace) as trace:
             end = outcome(replay(trace, unit.parameters))
-    return {**unit.names(), "core": core, "seconds": round(time.perf_counter() - start, 3), "facts": told(end)}
+    return {**unit.names(), "core": core, "facts": told(end)}
 
 
 def _run_fast(unit: Unit, columns: list[Columns], stop: threading.Event) -> Outcome:

@@ -86,8 +86,10 @@ def rows(pages: Bytes, numbers: Ints, out: Ints) -> int:
             if payload & 0x80:
                 return -1
             key = np.int64(0)
+            longest = at + 8
             while True:
-                if at >= size:
+                # The ninth byte of such a number has no bit to end it.
+                if at >= size or at == longest:
                     return -1
                 byte = np.int64(page[at])
                 at += 1

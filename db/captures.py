@@ -130,6 +130,8 @@ def _half(pages: dict[int, bytearray], half: int) -> int:
 
 def logged(log: Path) -> Captured:
     """What QEMU's log (``-d mmu,int``) says happened: cr3 loads with paging on, and page faults. ``UsageError`` where it cannot be read."""
+    if log.exists() and not log.is_file():
+        raise UsageError(f"{log} is no file", "QEMU writes one with -d mmu,int -D FILE")
     try:
         text = log.read_text(errors="replace")
     except OSError as error:

@@ -6,6 +6,7 @@ has what other ways cost.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import mmap
 from collections.abc import Iterator
@@ -139,6 +140,24 @@ def _contents(trace: TraceReader, rows: list[tuple[Any, ...]]) -> tuple[Ints, ND
     return offsets, np.frombuffer(b"".join(words for _, words in rows), _WORD)
 
 
+def digest(trace: TraceReader) -> str:
+    """SHA-256, in hex, over the event table and the tables beside it: which events a trace has, whoever recorded them and when.
+
+    It is not ``db.digest``'s, which takes an object for each event.
+    """
+    columns = [hashlib.sha256() for _ in range(6)]
+    last = 0
+    for rows in event_rows(trace):
+        for told, column in zip(columns, rows, strict=True):
+            told.update(column.astype("<i8").tobytes())
+        last = int(rows[0, -1])
+    whole = hashlib.sha256(b"".join(told.digest() for told in columns))
+    for _, query in _SIDES.values():
+        for row in trace.stream(query, {"first": 0, "last": last}):
+            whole.update(repr(row).encode())
+    return whole.hexdigest()
+
+
 def event_rows(trace: TraceReader) -> Iterator[Ints]:
     """The event table as arrays (6, n): seq, kind, vcpu, flags, addr, value."""
     last = 0
@@ -162,7 +181,8 @@ def _rows_of_pages(trace: TraceReader) -> Iterator[Ints]:
     except ImportError:
         return
     root = next(trace.stream("SELECT rootpage FROM sqlite_schema WHERE name = 'event' AND type = 'table'"), None)
-    if trace.live or trace.recording["ended"] is None or root is None:
+    log = trace.file.with_name(f"{trace.file.name}-wal")
+    if trace.live or trace.recording["ended"] is None or root is None or (log.exists() and log.stat().st_size):
         return
     with trace.file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         size = int.from_bytes(mapped[16:18], "big")

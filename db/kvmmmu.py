@@ -99,6 +99,8 @@ def is_log(path: Path) -> bool:
 
     ``UsageError`` for a trace.dat itself, which only trace-cmd reads.
     """
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             if file.read(len(_TRACE_DAT)) == _TRACE_DAT:

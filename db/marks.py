@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from db.errors import UsageError
 from db.trace import TraceReader
 
+#: No event has a greater number, and one more is one that SQLite can hold.
+_LAST = (1 << 62) - 1
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -42,13 +45,13 @@ def _is_number(moment: str) -> bool:
 
 
 def _number(moment: str) -> int:
-    return min(int(moment.replace(",", "").replace("_", "")), (1 << 63) - 1)
+    return min(int(moment.replace(",", "").replace("_", "")), _LAST)
 
 
 def _mark(trace: TraceReader, name: str) -> int:
     marks = trace.rows("mark")
     for row in marks:
         if row["name"] == name:
-            return int(row["seq"])
+            return min(int(row["seq"]), _LAST)
     names = ", ".join(repr(row["name"]) for row in marks) or "this trace has none"
     raise UsageError(f"there is no mark called {name!r}", f"an event's number, or a mark: {names}")

@@ -244,6 +244,8 @@ def store_run(path: Path, **columns: Any) -> bool:
             if identify(connection, path) != SCHEMA_VERSION:
                 return False
             check_schema(connection, path, SCHEMA_VERSION)
+            if connection.scalar(select(models.recording.c.ended)) is None:
+                return False
             # One that could not be folded into one file when its recording ended is folded now.
             connection.rollback()
             connection.exec_driver_sql("PRAGMA journal_mode = DELETE")

@@ -104,9 +104,10 @@ def _untouched(facts: dict[str, Any]) -> str:
 
 
 def _how(about: About) -> str:
-    how = f"recorded with QEMU {about.qemu_version}, {about.engine}" if about.source == "record" else "imported"
+    how = printable(f"recorded with QEMU {about.qemu_version}, {about.engine}") if about.source == "record" else "imported"
     if about.ended is not None:
-        return f"{how}: {about.events:,} events, {about.lost:,} lost; {about.ended}: {printable(about.ended_detail or '')}"
+        end = printable(f"{about.ended}: {about.ended_detail or ''}")
+        return f"{how}: {about.events:,} events, {about.lost:,} lost; {end}"
     state = (
         "STILL BEING RECORDED: this is up to here"
         if about.live

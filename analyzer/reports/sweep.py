@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -24,7 +25,7 @@ def table(results: list[dict[str, Any]], look: Look) -> str:
     """A row for each result, then the chart."""
     levels = _levels(results)
     varying = [name for name in (results[0]["parameters"] if results else ()) if name not in _SHOWN and _varies(results, name)]
-    rows = [("trace", "model", *_SHOWN, *varying, "lookups", "miss%", *(_level_name(level) for level in levels), "faults", "zapped", "s")]
+    rows = [("trace", "model", *_SHOWN, *varying, "lookups", "miss%", *(_level_name(level) for level in levels), "faults", "zapped")]
     for result in results:
         chosen = result["parameters"]
         misses = miss_ratios(result)
@@ -38,7 +39,6 @@ def table(results: list[dict[str, Any]], look: Look) -> str:
                 *(_percent(misses.get(level)) for level in levels),
                 number(result["facts"]["access"]["faults"]),
                 number(result["facts"]["zaps"]["total"]),
-                f"{result['seconds']:.2f}",
             )
         )
     bar = max(0, min(_BAR, look.width - _AROUND))
@@ -54,7 +54,9 @@ def as_csv(results: list[dict[str, Any]]) -> str:
     """A line for each result: what was chosen, every counter."""
     out = io.StringIO()
     flat = [_flat(result) for result in results]
-    writer = csv.DictWriter(out, list(flat[0]) if flat else ["trace"], lineterminator="\n")
+    # Roles are those that a trace has: another may have others.
+    names = dict.fromkeys(itertools.chain.from_iterable(flat)) or ["trace"]
+    writer = csv.DictWriter(out, list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return out.getvalue().rstrip("\n")
@@ -115,7 +117,7 @@ def _bar(ratio: float, full: int) -> str:
 
 
 def _flat(result: dict[str, Any]) -> dict[str, Any]:
-    flat = {name: result[name] for name in ("trace", "events", "model", "version", "core", "seconds")}
+    flat = {name: result[name] for name in ("trace", "events", "model", "version", "core")}
     flat |= {f"parameter.{name}": value for name, value in result["parameters"].items()}
     for section, counters in result["facts"].items():
         flat |= {f"{section}.{name}": value for name, value in counters.items() if not isinstance(value, list)}

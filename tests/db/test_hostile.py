@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import sqlite3
@@ -272,6 +273,101 @@ def test_facts_that_are_none_are_replayed_anew(trace: Path, cli: Cli) -> None:
             done = cli("report", trace, "--format", form)
             assert done.returncode == 0, done.stderr
             assert "cr3 loads" in done.stdout or done.stdout == good.stdout
+
+
+#: Verbs that show what the trace says of itself.
+TELLING = [
+    ("report",),
+    ("replay",),
+    ("stat",),
+    ("ls",),
+    ("script",),
+    ("timeline",),
+    ("annotate",),
+    ("verify",),
+    ("report", "--by", "phase"),
+]
+
+
+@pytest.mark.parametrize("verb", TELLING, ids=" ".join)
+def test_no_text_of_a_trace_reaches_the_terminal_raw(verb: tuple[str, ...], trace: Path, cli: Cli) -> None:
+    connection = sqlite3.connect(trace)
+    for table in ("recording", "mark", "memory_check"):
+        names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})") if row[2] == "TEXT" and row[1] != "source"]
+        for name in names:
+            connection.execute(f"UPDATE {table} SET {name} = ?", ("\x1b]0;PWNED\x07\r" + name,))
+    connection.execute("UPDATE recording SET source = 'record', ram_bytes = 16777216")
+    connection.commit()
+    connection.close()
+    done = cli(*verb, trace)
+    assert done.returncode in (0, 1), done.stderr
+    for text in (done.stdout, done.stderr):
+        assert not {"\x1b", "\x07", "\r"} & set(text)
+    assert verb[0] not in ("report", "stat") or len(verb) > 1 or "PWNED" in done.stdout
+
+
+def test_a_log_beside_a_sealed_trace_is_read_by_both_cores(trace: Path, tmp_path: Path) -> None:
+    """SQLite reads a write-ahead log wherever one lies, whatever the file's head says of its mode."""
+    other = tmp_path / "other.db"
+    shutil.copy(trace, other)
+    connection = sqlite3.connect(other)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("UPDATE event SET addr = 0x7000 WHERE kind = 5")
+    connection.commit()
+    shutil.copy(f"{other}-wal", f"{trace}-wal")
+    connection.close()
+    with TraceReader(trace) as opened:
+        one_by_one = [event.addr for event in opened.events((Kind.ACCESS,))]
+        in_columns = [int(addr) for batch in columns.batches(opened) for addr in batch.addr[batch.kind == Kind.ACCESS]]
+    assert one_by_one == in_columns == [0x7000] * 3000
+
+
+def test_numbers_of_nine_bytes_are_read_by_both_cores(trace: Path, cli: Cli) -> None:
+    change(trace, f"UPDATE event SET seq = {(1 << 62) + 5} WHERE seq = (SELECT max(seq) FROM event)")
+    told = [cli("replay", trace, "--core", core, "--format", "json") for core in ("reference", "fast")]
+    assert [done.returncode for done in told] == [0, 0]
+    assert told[0].stdout == told[1].stdout
+
+
+def test_a_mark_beyond_all_events(trace: Path, cli: Cli) -> None:
+    change(trace, f"UPDATE mark SET seq = {(1 << 63) - 1}")
+    for option in ("--from", "--to"):
+        done = cli("script", trace, option, "reset")
+        assert done.returncode in (0, 2), done.stderr
+        assert "defect" not in done.stderr
+
+
+@pytest.mark.parametrize("facts", ["{}", "[]", "x", "1", "[" * 100_000, '{"get_page": 1}'])
+def test_a_live_run_that_is_none(facts: str, trace: Path, cli: Cli) -> None:
+    connection = sqlite3.connect(trace)
+    connection.execute("UPDATE run SET facts = ?", (facts,))
+    connection.execute("UPDATE recording SET source = 'kvmmmu'")
+    connection.commit()
+    connection.close()
+    for done in (cli("report", trace), cli("report", trace, "--format", "json"), cli("diff", trace, trace)):
+        assert done.returncode == 2, done.stdout
+        assert "of a live KVM" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"facts": {}, "run": []}', '{"facts": {}, "run": {"parameters": 5}}', '{"a": {"b": 1}, "parameters": 5}']
+)
+def test_json_that_is_no_run_s(text: str, trace: Path, cli: Cli) -> None:
+    (trace.parent / "f.json").write_text(text)
+    done = cli("diff", trace.parent / "f.json", trace)
+    assert done.returncode in (0, 2)
+    assert "defect" not in done.stderr
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(trace: Path, cli: Cli) -> None:
+    os.mkfifo(trace.parent / "pipe")
+    for arguments in (("import", trace.parent / "pipe", "-o", trace.parent / "x.db"), ("sweep", trace, "-o", trace.parent / "pipe")):
+        done = cli(*arguments)
+        assert done.returncode == 2, done.stderr
+    for log in (trace.parent / "pipe", Path("/dev/zero")):
+        done = cli("diff", "--capture", trace, "--log", log)
+        assert done.returncode == 2, done.stderr
+        assert "is no file" in done.stderr
 
 
 def test_reading_changes_nothing_and_asks_nothing_of_the_folder(trace: Path) -> None:
