@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from db.errors import ShadowtraceError, UsageError
+from db.rebuild import Verdict
 from db.writer import TraceWriter
 from tracer import gdb, plugin
 from tracer.gdbengine import EngineSession
@@ -93,6 +94,7 @@ class Attached:
     exact: bool
     capture: Capture
     ram_bytes: int = 0
+    _left: bool = False
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
@@ -117,21 +119,23 @@ class Attached:
         self.process = _Ended(stack.enter_context(os.fdopen(console, "rb", buffering=0)))
         ram = str(self.attachment.ram_file.absolute()) if self.attachment.ram_file is not None else ""
         paths = [f"/proc/{os.getpid()}/fd/{fd}" for fd in (stream_end, control_fd)]
+        socket = self.attachment.socket.absolute()
         try:
-            self.session = _KeptSession(self.attachment.socket.absolute(), paths[0], paths[1], ram, self.exact, self.capture)
-        except gdb.GdbGoneError as error:
-            raise ShadowtraceError(f"gdb did not start: {error}", "apt-get install gdb; shadowtrace doctor looks at it") from error
+            self.session = _KeptSession(socket, paths[0], paths[1], ram, self.exact, self.capture)
+        except BaseException as error:
+            gdb.release(socket)
+            if isinstance(error, gdb.GdbGoneError):
+                raise ShadowtraceError(f"gdb did not start: {error}", "apt-get install gdb; shadowtrace doctor looks at it") from error
+            raise
         finally:
             os.close(stream_end)
-        stack.callback(self.session.close)
+        stack.callback(self.quit)
         self.ram_bytes = self.session.ram_bytes
         if self.session.vcpus != 1:
-            self.quit()
             raise UsageError(
                 f"that guest has {self.session.vcpus} vCPUs: gdb captures one", "use the plugin for several: record without --attach"
             )
         if self.ram_bytes > MAX_RAM_BYTES:
-            self.quit()
             raise UsageError("guests of up to 2 GiB can be traced", "give it less RAM: -m 2G")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -171,12 +175,16 @@ class Attached:
         return ""
 
     def quit(self) -> int | None:
-        """Let go: no breakpoint stays, the guest runs on."""
-        with contextlib.suppress(gdb.GdbGoneError, ShadowtraceError):
-            self.session.finish()
-            self.session.detach()
-        self.session.lost = True
-        self.session.close()
+        """Let go, once: no breakpoint stays, the guest runs on."""
+        if not self._left:
+            self._left = self.session.lost = True
+            try:
+                self.session.finish()
+                self.session.detach()
+                self.session.close()
+            except (gdb.GdbGoneError, ShadowtraceError):
+                self.session.close()
+                gdb.release(self.attachment.socket.absolute())
         return None
 
 
@@ -198,6 +206,14 @@ class _Attached(Recording):
 
     def _mark(self, name: str) -> None:
         super()._mark("attached" if name == "reset" else name)
+
+    def _check(self) -> Verdict | None:
+        """With neither QEMU nor gdb there, nothing can be read."""
+        try:
+            return super()._check() if self.machine.alive() else None
+        except gdb.GdbGoneError:
+            self.capture_lost = True
+            return None
 
     def _qemu_ended(self) -> tuple[str, str]:
         return "exit", "the QEMU that was attached to ended"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from db.errors import ShadowtraceError
+from db.errors import ShadowtraceError, UsageError
 from tracer import resources
 from tracer.gdb import GdbGoneError, Session, Stop
 from tracer.qemu import Capture
@@ -27,14 +27,20 @@ class EngineSession(Session):
         folder = resources.scripts() / "gdb"
         try:
             self.console(f"python import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(folder)!r}); import commands")
-            arguments = (str(socket), stream, control, ram, str(int(exact)), str(capture.linger), str(capture.max_tables))
-            begun = self.command("-shadowtrace-begin " + " ".join(_quoted(argument) for argument in arguments))
+            found = self.command(f"-shadowtrace-look {_quoted(str(socket))}")
         except (ShadowtraceError, GdbGoneError) as error:
             self.close()
             raise ShadowtraceError(f"the capture engine does not start in gdb: {error}", "it needs gdb 12 or later with Python") from error
-        self.ram_bytes, self.vcpus = int(begun["ram"]), int(begun["vcpus"])
+        self.ram_bytes, self.vcpus = int(found["ram"]), int(found["vcpus"])
         self.running = self.lost = False
         self.missed = 0
+        try:
+            _check(found["kvm"], ram, self.ram_bytes)
+            arguments = (stream, control, ram, str(int(exact)), str(capture.linger), str(capture.max_tables))
+            self.command("-shadowtrace-begin " + " ".join(_quoted(argument) for argument in arguments))
+        except BaseException:
+            self.close()
+            raise
 
     def resume(self) -> None:
         """Nothing: the guest runs in ``wait``."""
@@ -88,6 +94,19 @@ class EngineSession(Session):
     def finish(self) -> None:
         """Remove every breakpoint and watchpoint; the stream ends."""
         self.command("-shadowtrace-finish")
+
+
+def _check(info_kvm: str, ram: str, ram_bytes: int) -> None:
+    """Raise ``UsageError`` where the guest runs on the processor itself, or a file of another size is said to hold its RAM."""
+    if "enabled" in info_kvm:
+        raise UsageError(
+            "that guest runs on KVM, which refuses to watch whole pages: gdb captures emulated guests", "start QEMU with -accel tcg"
+        )
+    if ram and (size := Path(ram).stat().st_size) != ram_bytes:
+        raise UsageError(
+            f"the RAM file {ram} has {size:,} bytes, the guest {ram_bytes:,}",
+            "give the mem-path of its memory-backend-file, or leave it out",
+        )
 
 
 def _quoted(argument: str) -> str:

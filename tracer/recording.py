@@ -69,6 +69,8 @@ class Recording:
         self.ingest = Ingest(writer, machine.stream, machine.process.stdout, request.capture.drop_when_behind)
         self.interrupt = _Interrupt()
         self.gdb_lost = ""
+        self.capture_lost = False
+        """Whether gdb captured, and is gone: what the guest did since then is not in the trace."""
         self.driver: Driver | None = None
         self.engine: gdbengine.EngineSession | None = None
         self.rebuilt = Rebuilt()
@@ -132,6 +134,7 @@ class Recording:
                 if not self.machine.alive():
                     return self._qemu_ended()
                 if self.request.engine != "plugin":
+                    self.capture_lost = True
                     return "crash", f"gdb was lost, and the capture with it ({error})"
                 self.gdb_lost = f"; gdb was lost after {self.machine.control().events} events ({error}): no marks and names from there on"
             except ShadowtraceError:
@@ -139,7 +142,7 @@ class Recording:
                 if self._qemu_is_gone():
                     return self._qemu_ended()
                 raise
-        self._remove_breakpoints()
+        gdb.release(self.machine.gdb_socket)
         return self._drive_without_gdb(progress)
 
     def _session(self) -> gdb.Session:
@@ -150,11 +153,6 @@ class Recording:
         self.engine = gdbengine.EngineSession(self.machine.gdb_socket, stream, control, ram, exact, self.request.capture)
         self.machine.let_go()
         return self.engine
-
-    def _remove_breakpoints(self) -> None:
-        """A gdb that dies leaves its breakpoints in QEMU: have another one come, which clears them, and go."""
-        with contextlib.suppress(gdb.GdbGoneError, ShadowtraceError), gdb.Session(self.machine.gdb_socket) as session:
-            session.detach()
 
     def _drive_without_gdb(self, progress: Callable[[Status], None] | None) -> tuple[str, str]:
         """Watch over the guest by QMP alone, and let it go on should something stop it."""
@@ -221,6 +219,8 @@ class Recording:
 
     def _check(self) -> Verdict | None:
         """With the guest stopped: wait for its events to be in the file, then hold them against its memory."""
+        if self.capture_lost:
+            return None
         deadline = time.monotonic() + _DRAIN_SECONDS
         while self._more_to_come() and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -18,6 +18,7 @@ class _Engine:
 
     capture: Capture
     stub: Stub
+    ram_bytes: int
     next_number = 1
 
 
@@ -33,16 +34,17 @@ class _Command(gdb.MICommand):
         return self._function(*arguments)
 
 
-def _begin(socket: str, stream: str, control: str, ram: str, exact: str, linger: str, most: str) -> dict[str, object]:
-    stub = Stub(socket)
-    size = int(re.search(r"base memory: (\d+)", stub.monitor("info memory_size_summary"))[1])
-    memory = FileRam(ram) if ram else StubRam(stub.read, stub.monitor, size)
-    if memory.size != size:
-        raise gdb.GdbError(f"the RAM file has {memory.size} bytes, the guest {size}")
-    _Engine.stub = stub
+def _look(socket: str) -> dict[str, object]:
+    stub = _Engine.stub = Stub(socket)
+    size = _Engine.ram_bytes = int(re.search(r"base memory: (\d+)", stub.monitor("info memory_size_summary"))[1])
+    return {"ram": str(size), "vcpus": str(stub.monitor("info cpus").count("CPU #")), "kvm": stub.monitor("info kvm")}
+
+
+def _begin(stream: str, control: str, ram: str, exact: str, linger: str, most: str) -> None:
+    stub = _Engine.stub
+    memory = FileRam(ram) if ram else StubRam(stub.read, stub.monitor, _Engine.ram_bytes)
     _Engine.capture = Capture(stub, memory, Stream(stream, control), Settings(exact == "1", int(linger), int(most)))
     _Engine.capture.begin()
-    return {"ram": str(size), "vcpus": str(stub.monitor("info cpus").count("CPU #"))}
 
 
 def _slice(seconds: str) -> dict[str, object]:
@@ -86,6 +88,7 @@ def _finish() -> None:
 
 
 for _name, _function in (
+    ("look", _look),
     ("begin", _begin),
     ("slice", _slice),
     ("stop", _stop),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +20,7 @@ from db.event import ACCESS_FAULT, WRITE_SEEN_SHIFT, Kind, Seen
 from db.trace import TraceReader
 from db.verify import verify
 from tests.conftest import Cli
+from tests.tracer.test_ends import descendants, wait_for_events
 from tests.tracer.test_known_guests import GUESTS, arguments
 from tracer import guest, qemu, resources
 from tracer.attach import Attachment, attach
@@ -185,36 +190,40 @@ def test_several_vcpus_are_refused(tmp_path: Path, cli: Cli) -> None:
     assert not (tmp_path / "t.db").exists()
 
 
-@pytest.mark.parametrize("with_file", [True, False], ids=["with its RAM file", "through the stub"])
-def test_a_running_qemu_is_attached_to_and_left_running(with_file: bool, tmp_path: Path) -> None:
-    """It reaches the end of its boot afterwards, and no breakpoint stops it on the way."""
-    recipe = guest.load("cloud-amd64")
-    images = recipe.images()
-    console, socket, ram = tmp_path / "console", tmp_path / "gdb", tmp_path / "ram"
-    memory = ["-object", f"memory-backend-file,id=ram,size=128M,share=on,mem-path={ram}", "-machine", "memory-backend=ram"]
+@contextlib.contextmanager
+def running(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Somebody else's QEMU, in the middle of its boot, and its stub's socket; the console is a file beside that."""
+    images = guest.load("cloud-amd64").images()
+    console, socket = folder / "console", folder / "gdb"
     command = [
         *(qemu.find_qemu(None), "-nodefaults", "-display", "none", "-M", "pc", "-m", "128M", "-nic", "none", "-no-reboot"),
-        *(
-            "-kernel",
-            str(images.paths["kernel"]),
-            "-initrd",
-            str(images.paths["initramfs"]),
-            "-append",
-            "console=ttyS0 panic=-1 noreplace-smp",
-        ),
-        *("-serial", f"file:{console}", "-chardev", f"socket,path={socket},server=on,wait=off,id=gdb", "-gdb", "chardev:gdb"),
-        *(memory if with_file else ()),
+        *("-kernel", str(images.paths["kernel"]), "-initrd", str(images.paths["initramfs"])),
+        *("-append", "console=ttyS0 panic=-1 noreplace-smp", "-serial", f"file:{console}"),
+        *("-chardev", f"socket,path={socket},server=on,wait=off,id=gdb", "-gdb", "chardev:gdb", *more),
     ]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
         try:
             wait_for_line(console, "Memory:")
-            request = Request(tmp_path / "t.db", engine="gdb", seconds=5, version="test")
-            outcome = attach(Attachment(socket, ram if with_file else None), request)
-            assert process.poll() is None
-            assert process.wait(timeout=300) == 0
+            yield process, socket
         finally:
             process.kill()
-    assert "Power down" in console.read_text(errors="replace")
+
+
+def reaches_its_end(process: subprocess.Popen[bytes], socket: Path) -> bool:
+    """Whether a guest that was let go runs on: it powers itself off."""
+    return process.wait(timeout=120) == 0 and "Power down" in socket.with_name("console").read_text(errors="replace")
+
+
+@pytest.mark.parametrize("with_file", [True, False], ids=["with its RAM file", "through the stub"])
+def test_a_running_qemu_is_attached_to_and_left_running(with_file: bool, tmp_path: Path) -> None:
+    """It reaches the end of its boot afterwards, and no breakpoint stops it on the way."""
+    ram = tmp_path / "ram"
+    memory = ("-object", f"memory-backend-file,id=ram,size=128M,share=on,mem-path={ram}", "-machine", "memory-backend=ram")
+    with running(tmp_path, *(memory if with_file else ())) as (process, socket):
+        request = Request(tmp_path / "t.db", engine="gdb", seconds=5, version="test")
+        outcome = attach(Attachment(socket, ram if with_file else None), request)
+        assert process.poll() is None
+        assert reaches_its_end(process, socket)
     assert (outcome.ended, outcome.lost) == ("for", 0)
     verdict = outcome.verdict
     assert verdict is not None
@@ -223,6 +232,38 @@ def test_a_running_qemu_is_attached_to_and_left_running(with_file: bool, tmp_pat
     with TraceReader(tmp_path / "t.db") as trace:
         assert [finding.check.name for finding in verify(trace) if finding.failures] == []
         assert trace.rows("mark")[0]["name"] == "attached"
+
+
+def test_a_guest_that_is_not_attached_to_after_all_runs_on(tmp_path: Path, cli: Cli) -> None:
+    """The stub was connected to, which stopped it, before the RAM file was found to be another's."""
+    (tmp_path / "ram").write_bytes(bytes(4096))
+    with running(tmp_path) as (process, socket):
+        done = cli("record", "--attach", socket, "--ram-file", tmp_path / "ram", "--for", "3", "-o", tmp_path / "t.db")
+        assert done.returncode == 2, done.stderr
+        assert "has 4,096 bytes, the guest 134,217,728" in done.stderr
+        assert "mem-path" in done.stderr
+        assert not (tmp_path / "t.db").exists()
+        assert reaches_its_end(process, socket)
+
+
+@pytest.mark.parametrize("victim", ["gdb", "qemu"])
+def test_an_attached_recording_that_is_cut_off_is_sealed_and_the_guest_runs_on(victim: str, tmp_path: Path) -> None:
+    trace = tmp_path / "t.db"
+    program = Path(sys.executable).with_name("shadowtrace")
+    with running(tmp_path) as (process, socket):
+        command = [program, "record", "--attach", socket, "--for", "60", "-o", trace]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as recorder:
+            wait_for_events(trace, 100)
+            os.kill(descendants(recorder.pid)["gdb"] if victim == "gdb" else process.pid, signal.SIGKILL)
+            out, err = recorder.communicate(timeout=120)
+        assert "defect" not in err
+        assert recorder.returncode == (1 if victim == "gdb" else 0), err
+        assert ("gdb was lost, and the capture with it" if victim == "gdb" else "the QEMU that was attached to ended") in out
+        assert victim == "qemu" or reaches_its_end(process, socket)
+    with TraceReader(trace) as opened:
+        assert opened.recording["ended"] == ("crash" if victim == "gdb" else "exit")
+        assert opened.count() >= 100
+        assert [finding.check.name for finding in verify(opened) if finding.failures] == []
 
 
 def wait_for_line(console: Path, text: str) -> None:
