@@ -121,15 +121,19 @@ class Recording:
                     stop = session.wait(_POLL_SECONDS if self.request.engine == "plugin" else _SLICE_SECONDS)
                     if (end := self._end_by_us(progress)) is not None:
                         return end
+                    due = self.checks_left and time.monotonic() >= self.next_check
                     if stop is None and self.machine.alive():
-                        if self.checks_left and time.monotonic() >= self.next_check:
-                            self._check_now(session)
-                        continue
+                        if not due:
+                            continue
+                        stop = self._stopped(session)
                     if (end := self._end_by_guest(stop)) is not None:
                         return end
                     if stop is not None and driver.answer(stop):
                         return "until", f"{self.request.until} was reached"
-                    session.resume()
+                    if due:
+                        self._check_now(session)
+                    if not session.running:
+                        session.resume()
             except gdb.GdbGoneError as error:
                 if not self.machine.alive():
                     return self._qemu_ended()
@@ -250,14 +254,17 @@ class Recording:
             self.ingest.add("end_table", **table._asdict(), words=words)
         return verdict
 
+    def _stopped(self, session: gdb.Session) -> gdb.Stop | None:
+        """Stop the guest wherever it is: it may just have come to a breakpoint, which has to be answered."""
+        if not session.running:
+            return None
+        self.machine.stop()
+        return session.wait(_STOP_SECONDS)
+
     def _check_now(self, session: gdb.Session) -> None:
-        """Stop the guest wherever it is, check, and let it run on for a while."""
-        if session.running:
-            self.machine.stop()
-            session.wait(_STOP_SECONDS)
+        """Check a guest that stands still; the next time is after a while."""
         if self.machine.alive() and not session.running:
             self._check()
-            session.resume()
         self.checks_left -= 1
         self.next_check = self._after_a_while()
 

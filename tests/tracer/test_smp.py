@@ -13,7 +13,9 @@ from analyzer.model import parameters
 from analyzer.replay import feed
 from db.event import Kind
 from db.trace import TraceReader
+from db.verify import verify
 from tests.analyzer.test_kernel import assert_cores_agree
+from tests.tracer import names
 from tracer import guest
 from tracer.record import record
 from tracer.request import Outcome, Request
@@ -24,9 +26,9 @@ pytestmark = pytest.mark.boot
 
 @pytest.fixture(scope="module")
 def smp(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """A boot of Debian's cloud kernel on two vCPUs."""
+    """A boot of Debian's cloud kernel on two vCPUs, stopped now and then to be held against memory."""
     trace = tmp_path_factory.mktemp("smp") / "smp.db"
-    return trace, record(Request(trace, guest=guest.load("cloud-amd64"), arguments=["-smp", "2"], version="test"))
+    return trace, record(Request(trace, guest=guest.load("cloud-amd64-smp"), checks=4, version="test"))
 
 
 def test_the_tables_of_both_vcpus_are_rebuilt(smp: tuple[Path, Outcome]) -> None:
@@ -38,6 +40,21 @@ def test_the_tables_of_both_vcpus_are_rebuilt(smp: tuple[Path, Outcome]) -> None
     assert (verdict.missing, verdict.different, verdict.leaves_different) == (0, 0, 0)
     assert verdict.leaves is not None
     assert verdict.leaves > 10000
+
+
+def test_the_guest_shows_what_its_recipe_says_and_its_trace_is_verified(smp: tuple[Path, Outcome]) -> None:
+    trace, outcome = smp
+    assert outcome.not_shown == []
+    with TraceReader(trace) as opened:
+        assert [finding.check.name for finding in verify(opened) if finding.failures] == []
+        printed, found = names.printed(opened), names.recorded(opened)
+        checks = opened.rows("memory_check")
+    assert len(printed) == 3
+    # Of two programs that two vCPUs execute at the same moment gdb sees one.
+    assert {pid: words for pid, words in printed.items() if pid in found} == {pid: found[pid] for pid in printed if pid in found}
+    assert sum(words == ["busybox", "true"] for words in found.values()) >= 100
+    assert len(checks) > 1
+    assert sum(check["missing"] + check["different"] + (check["leaves_different"] or 0) for check in checks) == 0
 
 
 def test_both_vcpus_are_in_the_trace(smp: tuple[Path, Outcome]) -> None:
