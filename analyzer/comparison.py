@@ -24,6 +24,9 @@ _NAMES = {"crc32", "most_shared_gfn", "form", "first", "last", "event", "first_e
 _BY_ROLE = ("get_page", "live")
 _OF_A_SPACE = "pages_now"
 
+#: What facts of single slices of a replay are called: hundreds, of which each says little.
+_SLICES = "over_time.buckets["
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -54,11 +57,22 @@ class Difference:
 
 
 def compare(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
-    """Every numeric fact of two runs, the most relevant difference first, equal ones last in their own order."""
+    """Every numeric fact of two runs, the most relevant difference first.
+
+    Facts that one run lacks come after those of both, slices over time after these, equal facts last in their own order.
+    """
     ours, theirs = dict(numbers(left)), dict(numbers(right))
     names = [*ours, *(name for name in theirs if name not in ours)]
     found = [Difference(name, ours.get(name), theirs.get(name)) for name in names]
-    return sorted(found, key=lambda difference: -difference.relevance)
+    return sorted(found, key=lambda difference: (_rank(difference), -difference.relevance))
+
+
+def _rank(difference: Difference) -> int:
+    if difference.left == difference.right:
+        return 3
+    if difference.name.startswith(_SLICES):
+        return 2
+    return 0 if difference.absolute is not None else 1
 
 
 def numbers(facts: Mapping[str, Any]) -> Iterator[tuple[str, Number]]:

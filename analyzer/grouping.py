@@ -17,7 +17,7 @@ from analyzer.cache import hash_function
 from analyzer.journal import AS_ROOT, CAUSES, Fault, What
 from analyzer.origins import ORIGINS, hits
 from analyzer.outcome import Outcome
-from analyzer.overtime import phase_of
+from analyzer.overtime import phase_of, slice_length
 from analyzer.rows import Rows, rows_of
 from analyzer.running import Ints, pairs
 from analyzer.spaces import Spaces, spaces, unnamed
@@ -66,6 +66,8 @@ class Key:
 
     about: str
     values: Callable[[_Ground], tuple[Ints, Labels]]
+    falling: bool = False
+    """Whether its values are quantities, of which the greatest comes first; others come in their own order."""
 
 
 def _plain(number: int) -> int:
@@ -130,6 +132,11 @@ def _phase(ground: _Ground) -> tuple[Ints, Labels]:
     return number, _named(names)
 
 
+def _time(ground: _Ground) -> tuple[Ints, Labels]:
+    length = slice_length(ground.outcome.counters.events_total)
+    return np.maximum(ground.rows.event - 1, 0) // length, lambda number: number * length + 1
+
+
 def _cause(ground: _Ground) -> tuple[Ints, Labels]:
     at = ground.rows.of(What.DIED, What.EMPTIED)
     return ground.some(at, ground.rows.cause[at]), _named(CAUSES)
@@ -153,19 +160,20 @@ def _answer(ground: _Ground) -> tuple[Ints, Labels]:
 #: Everything that can be grouped by.
 KEYS = {
     "mode": Key("paging mode", _mode),
-    "level": Key("level of the shadow page", lambda ground: (ground.by_page(ground.rows.level), _plain)),
-    "quadrant": Key("quadrant of the shadow page", lambda ground: (ground.by_page(ground.rows.role >> 8 & 3), _plain)),
+    "level": Key("level of the shadow page", lambda ground: (ground.by_page(ground.rows.level), _plain), falling=True),
+    "quadrant": Key("quadrant of the shadow page", lambda ground: (ground.by_page(ground.rows.role >> 8 & 3), _plain), falling=True),
     "meta": Key("`meta` for pages of big pages and of the time without paging", _meta),
     "kind": Key("`root` or `table`: what was looked up", _kind),
-    "gfn": Key("frame that the shadow page stands for", _gfn),
-    "bucket": Key("bucket of the hash table", _bucket),
+    "gfn": Key("frame that the shadow page stands for", _gfn, falling=True),
+    "bucket": Key("bucket of the hash table", _bucket, falling=True),
     "phase": Key("phase of the boot: from which mark on", _phase),
+    "time": Key("slice of the replay, as in `over_time.buckets`, by its first event", _time),
     "process": Key("program, all its address spaces together", _process),
     "space": Key("address space: one program on one root", _space),
-    "vcpu": Key("virtual CPU", lambda ground: (ground.rows.vcpu, _plain)),
+    "vcpu": Key("virtual CPU", lambda ground: (ground.rows.vcpu, _plain), falling=True),
     "cause": Key("why shadow pages were zapped", _cause),
     "origin": Key("who had made the page that was found", _origin),
-    "age": Key("events since the found page was made, up to this power of two", _age),
+    "age": Key("events since the found page was made, up to this power of two", _age, falling=True),
     "answer": Key("how a fault was answered", _answer),
 }
 
@@ -174,10 +182,18 @@ KEYS = {
 ROLE_KEYS = ("mode", "level", "quadrant", "meta")
 
 
-def grouped(outcome: Outcome, story: Story, by: Sequence[str], only: Sequence[tuple[str, str]] = ()) -> list[Group]:
+def grouped(
+    outcome: Outcome,
+    story: Story,
+    by: Sequence[str],
+    only: Sequence[tuple[str, str]] = (),
+    sort: str | None = None,
+    limit: int | None = None,
+) -> list[Group]:
     """One row for each combination of values of the keys ``by``, in order of the values: the keys and ``COUNTS``.
 
-    ``only`` keeps the rows of the journal whose key has a value that is called so. Every name of a key is one of ``KEYS``.
+    ``only`` keeps the rows of the journal whose key has a value that is called so. ``sort`` names a count, of which the greatest
+    comes first, or one of ``by``; no more than ``limit`` rows are given. Every name of a key is one of ``KEYS``.
     """
     rows = rows_of(outcome.journal)
     ground = _Ground(outcome, rows, spaces(rows, story), story)
@@ -195,13 +211,32 @@ def grouped(outcome: Outcome, story: Story, by: Sequence[str], only: Sequence[tu
     unique, first, which = np.unique(code, return_index=True, return_inverse=True)
     counted = _count(rows, keep, which.reshape(-1), len(unique))
     places = np.flatnonzero(keep)[first].tolist()
-    return [
+    groups = [
         {
             **{key: name(int(values[place])) for key, (values, name) in zip(by, columns, strict=True)},
             **{count: numbers[i] for count, numbers in counted.items()},
         }
         for i, place in enumerate(places)
     ]
+    if sort is not None and sort in by:
+        values = columns[by.index(sort)][0][places]
+        order = np.argsort(-values if KEYS[sort].falling else values, kind="stable").tolist()
+        groups = [groups[i] for i in order]
+    elif sort is not None:
+        groups.sort(key=lambda group: -group[sort])
+    return groups[:limit]
+
+
+def unknown(outcome: Outcome, story: Story, only: Sequence[tuple[str, str]]) -> tuple[str, str, list[str]] | None:
+    """The first condition whose key has no value that is called so: key, wanted value, values that there are; ``None``: no such."""
+    rows = rows_of(outcome.journal)
+    ground = _Ground(outcome, rows, spaces(rows, story), story)
+    for key, wanted in only:
+        values, name = KEYS[key].values(ground)
+        there = [str(name(number)) for number in np.unique(values).tolist() if number != _ABSENT]
+        if wanted not in there:
+            return key, wanted, there
+    return None
 
 
 def _count(rows: Rows, keep: NDArray[np.bool_], which: Ints, size: int) -> dict[str, list[int]]:
@@ -224,13 +259,3 @@ def _count(rows: Rows, keep: NDArray[np.bool_], which: Ints, size: int) -> dict[
         "stores": of(what == What.STORE),
     }
     return {name: counts[name].tolist() for name in COUNTS}
-
-
-def arranged(groups: list[Group], sort: str | None, limit: int | None) -> list[Group]:
-    """Groups with the greatest ``sort`` first, where given; no more than ``limit``."""
-    if sort is not None and groups:
-        if isinstance(groups[0][sort], str):
-            groups = sorted(groups, key=lambda group: str(group[sort]))
-        else:
-            groups = sorted(groups, key=lambda group: -group[sort])
-    return groups[:limit]

@@ -120,9 +120,14 @@ def phase_of(rows: Rows, story: Story) -> tuple[list[str], Ints]:
     return [mark.name for mark in marks], np.maximum(np.searchsorted(starts, rows.event, side="right") - 1, 0)
 
 
+def slice_length(events: int) -> int:
+    """Events in each slice of a replay of so many."""
+    return max(-(-events // SLICES), 1)
+
+
 def over_time(rows: Rows, alive: Lives, events: int) -> OverTime:
     """A replay of ``events`` events in slices of one length; the first holds the machine's creation too."""
-    length = max(-(-events // SLICES), 1)
+    length = slice_length(events)
     starts = np.arange(1, max(events, 1) + 1, length)
     ends = starts + length - 1
     counted = _counts(rows, starts)

@@ -70,6 +70,19 @@ ROOTS = Query("SELECT seq, kind, vcpu, (addr >> 12) & 0xffffffffff AS gfn FROM e
 STORES = Query("SELECT seq, addr, pc FROM event LEFT JOIN store_origin USING (seq) WHERE kind = 3 ORDER BY seq")
 
 
+def writers(instruction: bool, limit: int) -> Query:
+    """The functions, or instructions, that stored to tables, the busiest first, up to ``limit``: stores, and frames stored to."""
+    place = "pc" if instruction else "coalesce(s.address, pc)"
+    code = f"iif({place} = s.address, s.name, s.name || printf('+0x%x', {place} - s.address))"
+    return Query(
+        f"SELECT coalesce({code}, iif(pc IS NULL, '(no instruction seen)', printf('0x%x', pc))) AS code,\n"
+        f"  iif(pc IS NULL, NULL, printf('0x%x', {place})) AS address, count(*) AS stores, count(DISTINCT addr >> 12) AS tables\n"
+        "FROM event LEFT JOIN store_origin USING (seq) LEFT JOIN symbol s ON pc BETWEEN s.address AND s.address + s.size - 1\n"
+        f"WHERE kind = 3 GROUP BY {place} ORDER BY stores DESC, code LIMIT :limit",
+        {"limit": limit},
+    )
+
+
 def events(first: int, last: int, kinds: int = EVERY_KIND, vcpus: int = -1) -> Query:
     """Events ``first`` to ``last``; ``kinds`` and ``vcpus`` are bit masks by number. Where none is left out, a row of no kind is not either."""
     sql = "SELECT seq, kind, vcpu, flags, addr, value FROM event\nWHERE seq BETWEEN :first AND :last"

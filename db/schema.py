@@ -25,7 +25,7 @@ def _hex(column: str) -> str:
 VIEWS = (
     (
         "v_cr3_load",
-        "cr3 loads, with the name of the address space where one is known",
+        "cr3 loads, with the last name that was learnt for the root before, though the frame be another address space by now: `stat` knows better",
         f"SELECT e.seq, e.vcpu, {_hex('e.addr')} AS cr3, {_hex('p.entry0')} AS pdpte0, {_hex('p.entry1')} AS pdpte1,"
         f" {_hex('p.entry2')} AS pdpte2, {_hex('p.entry3')} AS pdpte3,"
         " (SELECT a.comm FROM address_space a WHERE a.root_gfn = (e.addr >> 12) & 0xffffffffff AND a.seq < e.seq"

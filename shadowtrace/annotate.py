@@ -12,7 +12,7 @@ from analyzer import replay
 from analyzer.annotate import annotate, table
 from analyzer.reports import annotated as report
 from db.errors import UsageError
-from db.queries import STORES
+from db.queries import writers
 from db.trace import TraceReader
 from shadowtrace import __version__
 from shadowtrace.options import chosen, model_options, refuse_model_options, show, sql_option, trace_argument
@@ -43,7 +43,10 @@ def command(trace: Path, by: str, sort: str, limit: int, plain: bool, form: str,
       shadowtrace annotate boot.db --by instruction --sort zaps --model kvm-2.6.24
     """
     if sql:
-        click.echo(STORES)
+        refuse_model_options(("model", *options), "leave them out: --sql prints a query over what was recorded")
+        if sort in _COSTS:
+            raise UsageError(f"{sort} takes a replay to count, and no query replays", "leave out --sql, or --sort stores")
+        click.echo(writers(by == "instruction", limit or -1))
         return
     if plain and sort in _COSTS:
         raise UsageError(f"{sort} takes a replay to count", "leave out --no-replay, or --sort stores")

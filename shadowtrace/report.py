@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from analyzer import livekvm, replay
-from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, arranged, grouped
+from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, grouped, unknown
 from analyzer.model import Parameters
 from analyzer.outcome import Outcome
 from analyzer.recorded import story
@@ -22,16 +23,22 @@ from analyzer.reports import livekvm as livekvm_report
 from analyzer.reports import table
 from analyzer.reports.about import About
 from analyzer.reports.about import about as about_trace
-from analyzer.reports.text import Look, folded, look
+from analyzer.reports.text import Look, folded, look, printable
 from analyzer.saving import Costs
 from db.errors import UsageError
 from db.files import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import chosen, core_option, model_options, trace_argument
+from shadowtrace.options import chosen, core_option, given, model_options, trace_argument
 from shadowtrace.progress import replay_line
 
 ROW_FORMATS = ("jsonl", "csv", "markdown")
+
+#: Values of a key that are named where --only asks for none of them.
+_NAMED = 12
+
+#: Options of a report that is no rows.
+_OF_THE_WHOLE = ("everything", "saved", "cycles_exit", "cycles_fault", "cycles_fill")
 
 
 @click.command("report")
@@ -42,7 +49,11 @@ ROW_FORMATS = ("jsonl", "csv", "markdown")
 @click.option("--all", "everything", is_flag=True, help="Do not fold rows that say the same, and leave nothing out.")
 @click.option("--by", metavar="KEY,..", help=f"Group instead: {', '.join(KEYS)}.")
 @click.option("--only", metavar="KEY=VALUE", multiple=True, help="Count only what has this value, as --by shows it; more than one: all.")
-@click.option("--sort", metavar="COLUMN", help=f"The greatest first: {', '.join(COUNTS)}; or a key of --by.")
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help=f"The greatest first: {', '.join(COUNTS)}; or a key of --by, whose names come in their own order: phases in order of time.",
+)
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="No more than N rows; 0: all.")
 @click.option("--saved/--no-saved", default=None, help="Compare with a replay without a cache.  [default: on the fast core]")
 @click.option("--cycles-exit", type=click.IntRange(0), default=Costs.exit, show_default=True, help="Cost model: an exit and back.")
@@ -84,16 +95,21 @@ def command(
     keys = _keys(by, sort, limit, only, form)
     conditions = [_condition(text) for text in only]
     _check_output(form, keys, output)
+    if keys and (idle := _asked(_OF_THE_WHOLE)):
+        raise UsageError(f"rows know no {idle[0]}: it is for the whole report", "leave it out, or --by and the formats of rows")
     costs = Costs(cycles_exit, cycles_fault, cycles_fill)
     seen = look() if output is None else Look()
     with TraceReader(trace) as opened:
         if (live := livekvm.stored(opened)) is not None:
+            _refuse_of_live(form, ("by", "only", "sort", "limit", *_OF_THE_WHOLE, "core", "model", *options))
             about = about_trace(opened, live)
             _write(json_report.report(about, live) if form == "json" else folded(livekvm_report.report(about, live), seen), output)
             return
         if keys:
             run, end = _replayed(opened, model, parameters, core)
-            groups = arranged(grouped(end, story(opened), keys, conditions), _column(sort, keys), limit or None)
+            groups = grouped(end, story(opened), keys, conditions, _column(sort, keys), limit or None)
+            if not groups:
+                click.echo(_nothing(unknown(end, story(opened), conditions)), err=True)
             text = _rows(about_trace(opened, run), run, groups, keys, form, seen)
             fresh = [run]
         else:
@@ -153,6 +169,29 @@ def _shown(opened: TraceReader, run: replay.Run, wanted: _Wanted) -> tuple[str, 
     else:
         text = table.report(about, run, wanted.look, wanted.everything)
     return text, [without] if without is not None and made else []
+
+
+def _asked(names: Iterable[str]) -> list[str]:
+    """Which options for these parameters stand on the command line."""
+    return [one.opts[0] for one in click.get_current_context().command.params if one.name in names and given((one.name,))]
+
+
+def _refuse_of_live(form: str, names: Iterable[str]) -> None:
+    """Raise ``UsageError`` where more is asked for than a live KVM's log can tell."""
+    refused = _asked(names) + ([f"--format {form}"] if form not in ("table", "json") else [])
+    if refused:
+        raise UsageError(
+            f"a live KVM's log holds no events to replay: there is no {refused[0]} of it", "leave it out; --format json has all there is"
+        )
+
+
+def _nothing(condition: tuple[str, str, list[str]] | None) -> str:
+    """Why there are no rows."""
+    if condition is None:
+        return "nothing that was replayed is in any of these groups"
+    key, wanted, there = condition
+    more = f" and {len(there) - _NAMED:,} more" if len(there) > _NAMED else ""
+    return printable(f"no {key} is called {wanted!r}; there are: {', '.join(repr(name) for name in there[:_NAMED])}{more}")
 
 
 def _check_output(form: str, keys: list[str], output: Path | None) -> None:

@@ -26,7 +26,9 @@ def text(left: Side, right: Side, differences: Sequence[Difference], most: int |
     lines = [f"left   {_about(left, right)}", f"right  {_about(right, left)}", ""]
     lines.append(columns(table, fit=look.width) if shown else "no fact differs")
     if len(shown) < len(differences):
-        lines.append(f"{len(differences) - len(shown):,} more; --limit 0 shows them, --all those that are equal too")
+        alone = sum(1 for one in differences[len(shown) :] if one.absolute is None)
+        known = f", {alone:,} of them facts of one side alone" if alone else ""
+        lines.append(f"{len(differences) - len(shown):,} more{known}; --limit 0 shows them, --all those that are equal too")
     return "\n".join(lines)
 
 

@@ -47,9 +47,11 @@ def sections(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
     )
     yield beside(
         block("One shadow page, several address spaces", _spaces(facts, look)),
-        block("Who had made the page that was found", _origins(facts, look)),
+        block("Who had made the page that was found", _origins(facts, look, everything)),
         look.width,
     )
+    if everything and facts["space_sharing"]["peak"]["matrix"]["spaces"]:
+        yield block("Shadow pages that spaces have in common at the peak", _matrix(facts, look))
     yield beside(
         block("How shadow pages died", _deaths(facts)),
         block("The hash table", _hash(facts, everything)),
@@ -73,6 +75,11 @@ def _frames(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
     for frame in frames["top"] if everything else frames["top"][:1]:
         levels = ", ".join(map(str, sorted({role["level"] for role in frame["roles"]}, reverse=True)))
         yield f"  gfn {frame['gfn']:#x}: {frame['pages']} pages, level {levels}" + (_whose(frame["names"]) if everything else "")
+    if everything and frames["most_made"]:
+        yield "  made most often"
+        for frame in frames["most_made"]:
+            levels = ", ".join(map(str, reversed(frame["levels"])))
+            yield f"    gfn {frame['gfn']:#x}: {frame['made']:,} times, level {levels}{_whose(frame['names'])}"
 
 
 def _bars(values: list[int], look: Look) -> Iterable[str]:
@@ -115,7 +122,29 @@ def _spaces(facts: Facts, look: Look) -> Iterable[str]:
     yield f"  peak: after event {shared['peak']['event']:,}"
 
 
-def _origins(facts: Facts, look: Look) -> Iterable[str]:
+def _matrix(facts: Facts, look: Look) -> Iterable[str]:
+    """As many address spaces as there is room for; on the diagonal all pages of one."""
+    matrix = facts["space_sharing"]["peak"]["matrix"]
+    names = [shortened(printable(facts["spaces"][place]["name"]), 16) for place in matrix["spaces"]]
+    fitting = len(names)
+    while fitting > 1 and _widest(_crossed(names, matrix["shared"], fitting)) > look.width:
+        fitting -= 1
+    yield columns(_crossed(names, matrix["shared"], fitting), "  ", left=2, fit=look.width)
+    if fitting < len(names):
+        yield f"  and {len(names) - fitting} more that a wider terminal has room for"
+
+
+def _crossed(names: list[str], shared: list[list[int]], most: int) -> list[tuple[str, ...]]:
+    head = ("", "", *(str(i + 1) for i in range(most)), "")
+    return [head, *((str(i + 1), names[i], *(number(n) for n in shared[i][:most]), "") for i in range(most))]
+
+
+def _widest(rows: list[tuple[str, ...]]) -> int:
+    """Columns that a table takes, its indent of two and the room that its last column wants included."""
+    return 2 + sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True))
+
+
+def _origins(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
     names = {"same_root": "same space", "other_root": "another", "other_vcpu": "another vCPU", "other_mode": "another mode"}
     rows = [("", "hits", *names.values(), "")]
     for which, origin in facts["origin"].items():
@@ -123,6 +152,13 @@ def _origins(facts: Facts, look: Look) -> Iterable[str]:
         rows.append((which, number(total), *(share(origin[name], total) for name in names), ""))
     yield columns(rows, "  ", fit=look.width)
     yield "  in % of the hits"
+    if everything:
+        by_age = {which: {age["up_to"]: age["hits"] for age in origin["age"]} for which, origin in facts["origin"].items()}
+        ages = sorted({age for hits in by_age.values() for age in hits})
+        if ages:
+            rows = [("made up to .. events before", *by_age, "")]
+            rows += [(f"{age:,}", *(number(hits.get(age, 0)) for hits in by_age.values()), "") for age in ages]
+            yield columns(rows, "  ", fit=look.width)
 
 
 def _deaths(facts: Facts) -> Iterable[str]:
@@ -138,6 +174,8 @@ def _deaths(facts: Facts) -> Iterable[str]:
 def _hash(facts: Facts, everything: bool) -> Iterable[str]:
     table = facts["hash"]
     yield f"  {number(table['pages'])} pages in {number(table['nonempty'])} of {facts['hash_buckets']:,} buckets, {number(table['longest'])} in the fullest"
+    if everything:
+        yield "  buckets by pages: " + ", ".join(f"{chain['buckets']:,} of {chain['length']:,}" for chain in table["chains"])
     for bucket in table["worst"] if everything else table["worst"][:1]:
         frames = f"{bucket['frames']:,} frames" if bucket["frames"] > 1 else "one frame"
         yield f"  bucket {bucket['bucket']}: {bucket['pages']:,} pages of {frames}"

@@ -90,6 +90,23 @@ def test_without_a_replay_only_stores_are_counted(path: Path, cli: Cli) -> None:
     assert "hint: " in wrong.stderr
 
 
+@pytest.mark.parametrize("by", ["function", "instruction"])
+def test_the_query_gives_the_rows_of_the_table(by: str, path: Path, cli: Cli) -> None:
+    query = cli("annotate", path, "--by", by, "--sql", "--limit", "0").stdout
+    asked = json.loads(cli("sql", path, query, "--format", "json").stdout)
+    shown = json.loads(cli("annotate", path, "--by", by, "--no-replay", "--format", "json").stdout)
+    assert len(asked) > 2
+    assert {tuple(row.values()) for row in asked} == {tuple(row.values()) for row in shown}
+    assert [row["stores"] for row in asked] == [row["stores"] for row in shown]
+
+
+@pytest.mark.parametrize("options", [["--sort", "zaps"], ["--model", "kvm-2.6.24"]])
+def test_a_query_has_nothing_that_takes_a_replay(options: list[str], path: Path, cli: Cli) -> None:
+    done = cli("annotate", path, "--sql", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "hint: " in done.stderr
+
+
 @pytest.mark.parametrize("case", ["12_modes", "07_churn32", "17_fuzz_all"])
 def test_the_sums_are_the_counters_of_the_replay(case: str, shared: Path, tmp_path: Path) -> None:
     import_jsonl(shared / "cases" / f"{case}.jsonl", tmp_path / "t.db", False, "test")

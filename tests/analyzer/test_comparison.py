@@ -94,17 +94,25 @@ def test_changes_absolute_and_relative_with_blanks() -> None:
 
 
 def test_what_matters_most_comes_first() -> None:
-    # change squared over the greater value: total 2500/150, hits 400/30, new 9, gone 5, the frame 4, now 3, flood 2, the role that went 1.
+    # change squared over the greater value: total 2500/150, hits 400/30, now 3, flood 2; then what one side lacks: new 9, gone 5, the
+    # frame 4, the role that went 1.
     assert [one.name for one in compare(LEFT, RIGHT)][:8] == [
         "zaps.total",
         "roles[long level=1].hits",
+        "frames.by_pages[pages=2].now",
+        "zaps.flood",
         "zaps.new",
         "zaps.gone",
         "frames.top[gfn=0x10].pages",
-        "frames.by_pages[pages=2].now",
-        "zaps.flood",
         "roles[32-bit level=1 quadrant=1 metaphysical=1].hits",
     ]
+
+
+def test_slices_over_time_come_after_all_other_differences() -> None:
+    slices = [{"over_time": {"buckets": [{"first": 1, "faults": faults}]}, "zaps": {"total": 1 + (faults > 9)}} for faults in (9, 9000)]
+    found = compare({**slices[0], "gone": {"of": 5}, "same": {"of": 7}}, {**slices[1], "same": {"of": 7}})
+    assert [one.name for one in found] == ["zaps.total", "gone.of", "over_time.buckets[first=1].faults", "same.of"]
+    assert broken([limit("over_time.buckets[first=1].faults>+1")], found)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +249,12 @@ def test_a_model_against_a_live_kvm(shared: Path, cli: Cli, tmp_path: Path) -> N
     assert found["get_page.misses"]["left"] > 0
     assert found["get_page.misses"]["right"] > 0
     assert found["kvm_stat.tlb_flush"]["right"] is None
+    unequal = [one for one in compared["differences"] if one["left"] != one["right"]]
+    alone = [one["left"] is None or one["right"] is None for one in unequal]
+    assert alone == sorted(alone)
+    assert 10 < alone.index(True) < len(alone)
+    shown = cli("diff", tmp_path / "walk64.db", tmp_path / "kvm.db").stdout
+    assert "of them facts of one side alone" in shown
 
 
 @pytest.mark.boot

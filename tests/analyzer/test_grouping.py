@@ -7,10 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analyzer.facts import facts
-from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, Group, arranged, grouped
+from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, Group, grouped, unknown
 from analyzer.mmu import Mmu
 from analyzer.model import parameters
 from analyzer.outcome import Outcome, outcome
+from analyzer.overtime import over_time
+from analyzer.rows import lives, rows_of
 from analyzer.story import Root, Story
 from tests.analyzer.guests import Step, apply, start, steps
 from tests.analyzer.test_overtime import MARKS
@@ -63,11 +65,47 @@ def test_programs_of_one_name_are_one_process_and_two_spaces() -> None:
 
 
 def test_rows_are_sorted_by_a_count_or_a_key_and_cut() -> None:
-    groups = grouped(end(), MARKS, ROLE_KEYS)
-    assert [group["lookups"] for group in arranged(groups, "lookups", 3)] == [4, 3, 3]
-    assert [group["mode"] for group in arranged(groups, "mode", None)][:2] == ["long", "long"]
-    assert arranged(groups, None, None) == groups
-    assert arranged([], "lookups", 5) == []
+    def sorted_by(key: str, limit: int | None = None, by: tuple[str, ...] = ROLE_KEYS) -> list[object]:
+        return [group[key] for group in grouped(end(), MARKS, by, sort=key, limit=limit)]
+
+    assert sorted_by("lookups", 3) == [4, 3, 3]
+    assert sorted_by("mode")[:2] == ["no paging", "no paging"]
+    assert grouped(end(), MARKS, ROLE_KEYS, [("mode", "PAE")], "lookups", 5) == []
+
+
+def test_keys_sort_by_their_values_numbers_the_greatest_first() -> None:
+    mmu = two_programs()
+    for gfn in (0x9, 0x1000, 0x20):
+        mmu.cr3(0, gfn << 12)
+    frames = [group["gfn"] for group in grouped(outcome(mmu), MARKS, ("gfn",), sort="gfn")]
+    assert frames[:4] == ["0x1000", "0x20", "0x9", "0x7"]
+    levels = [group["level"] for group in grouped(end(), MARKS, ("mode", "level"), sort="level")]
+    assert levels == [4, 3, 2, 2, 1]
+    phases = [group["phase"] for group in grouped(end(), MARKS, ("mode", "phase"), sort="phase")]
+    assert list(dict.fromkeys(phases)) == [group["phase"] for group in grouped(end(), MARKS, ("phase",))]
+
+
+def test_a_slice_of_time_counts_what_its_bucket_over_time_counts() -> None:
+    left = end()
+    rows = rows_of(left.journal)
+    buckets = over_time(rows, lives(rows), left.counters.events_total).buckets
+    groups = {group["time"]: group for group in grouped(left, MARKS, ("time",))}
+    assert len(groups) > 3
+    for bucket in buckets:
+        group = groups.get(bucket.first, dict.fromkeys(COUNTS, 0))
+        assert (group["lookups"], group["hits"], group["made"], group["faults"], group["stores"], group["died"] + group["emptied"]) == (
+            bucket.lookups,
+            bucket.hits,
+            bucket.made,
+            bucket.faults,
+            bucket.stores,
+            bucket.zapped,
+        )
+
+
+def test_a_condition_that_nothing_fits_is_told_with_what_there_is() -> None:
+    assert unknown(end(), MARKS, [("level", "4"), ("mode", "PAE")]) == ("mode", "PAE", ["no paging", "long"])
+    assert unknown(end(), MARKS, [("mode", "long")]) is None
 
 
 @pytest.mark.parametrize("model", ["kvm-2.6.20", "uncached"])
@@ -98,7 +136,7 @@ def test_groups_add_up_whatever_the_key(model: str, mode: str, events: list[Step
     of_pages = ("hits", "made", "died", "emptied", "alive", "stores")
     for key in KEYS:
         groups = grouped(left, MARKS, (key,))
-        counts = partial.get(key, tuple(whole) if key in ("mode", "phase", "process", "space", "vcpu") else of_pages)
+        counts = partial.get(key, tuple(whole) if key in ("mode", "phase", "process", "space", "vcpu", "time") else of_pages)
         assert {count: sum(group[count] for group in groups) for count in counts} == {count: whole[count] for count in counts}
         assert len({group[key] for group in groups}) == len(groups)
     by_role = grouped(left, MARKS, ROLE_KEYS)

@@ -225,6 +225,9 @@ WRONG = {
     "a key twice": (["--by", "level,level"], "names a key twice", "once"),
     "no condition": (["--by", "level", "--only", "level"], "no KEY=VALUE", "level=1"),
     "no such column": (["--by", "level", "--sort", "beauty"], "no column 'beauty'", "lookups"),
+    "rows with a cache's savings": (["--by", "level", "--saved"], "rows know no --saved", "--by"),
+    "all of rows": (["--format", "csv", "--all"], "rows know no --all", "formats of rows"),
+    "costs of rows": (["--by", "level", "--cycles-fill", "3"], "rows know no --cycles-fill", "--by"),
     "rows without keys": (["--sort", "lookups"], "are for rows", "--by"),
 }
 
@@ -236,6 +239,55 @@ def test_wrong_use(cli: Cli, trace: Path, case: str) -> None:
     assert done.returncode == 2
     assert sentence in done.stderr
     assert hint in done.stderr
+
+
+def test_what_only_asks_for_in_vain_is_told_with_what_there_is(cli: Cli, trace: Path) -> None:
+    done = cli("report", trace, "--by", "level", "--only", "mode=PAE")
+    assert done.returncode == 0
+    assert done.stderr == "no mode is called 'PAE'; there are: 'no paging', 'long'\n"
+    none = cli("report", trace, "--by", "level", "--only", "mode=no paging", "--only", "level=4")
+    assert (none.returncode, none.stderr) == (0, "nothing that was replayed is in any of these groups\n")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--format", "csv"],
+        ["--format", "html"],
+        ["--by", "level"],
+        ["--by", "level", "--only", "mode=long"],
+        ["--model", "uncached"],
+        ["--all"],
+    ],
+)
+def test_a_live_kvm_s_report_refuses_what_takes_events(options: list[str], cli: Cli, tmp_path: Path, shared: Path) -> None:
+    assert cli("import", shared / "kvmmmu" / "walk32.trace.gz", "-o", tmp_path / "kvm.db").returncode == 0
+    done = cli("report", tmp_path / "kvm.db", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a live KVM's log holds no events" in done.stderr
+    assert "hint: " in done.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_everything_shows_what_json_knows_of_sharing_hash_and_hits(cli: Cli, trace: Path, width: int) -> None:
+    """At the peak spaces 1 and 5 have 2, 3, 4 and the big page in common, besides the root of each, and the machine without
+    paging its 4 roots; of the frames only 0, of four quadrants, has pages made more than once."""
+    shown = cli("report", trace, "--all", COLUMNS=str(width)).stdout
+    lines = shown.splitlines()
+    assert all(len(line) <= width for line in lines if "shadowtrace" not in line)
+    at = lines.index("Shadow pages that spaces have in common at the peak")
+    assert [line.split()[-3:] for line in lines[at + 1 : at + 5]] == [["1", "2", "3"], ["4", "·", "·"], ["·", "5", "4"], ["·", "4", "5"]]
+    told = json.loads(cli("report", trace, "--format", "json").stdout)["facts"]
+    words = " ".join(shown.split())
+    assert "buckets by pages: " + ", ".join(f"{chain['buckets']} of {chain['length']}" for chain in told["hash"]["chains"]) in words
+    assert f"gfn 0x0: {told['frames']['most_made'][0]['made']} times, level 2" in words
+    by_age = sum(age["hits"] for origin in told["origin"].values() for age in origin["age"])
+    start = next(i for i, line in enumerate(lines) if "made up to .. events before" in line)
+    assert by_age == told["get_page"]["hits"]
+    assert [line.split()[-3:] for line in lines[start + 1 : start + 3]] == [["4", "·", "1"], ["8", "5", "·"]]
+    plain = cli("report", trace, COLUMNS=str(width)).stdout
+    assert "in common" not in plain
+    assert "made most often" not in plain
 
 
 def test_what_it_saved_is_replayed_once_and_kept(cli: Cli, trace: Path) -> None:
