@@ -22,7 +22,7 @@ from analyzer.role import unpack
 from analyzer.rows import Rows, lives, rows_of
 from analyzer.running import pairs
 from analyzer.running import peak as running_peak
-from analyzer.sharing import Sharing, sharing_of, told_apart_by
+from analyzer.sharing import Sharing, crowds_of, sharing_of, told_apart_by
 from analyzer.spaces import Spaces, spaces, to_neighbours
 from analyzer.story import Story
 from x86.paging import PRESENT, USER, WRITABLE
@@ -30,7 +30,7 @@ from x86.paging import PRESENT, USER, WRITABLE
 Facts = dict[str, Any]
 
 #: The form of these facts. It changes when a fact is added or changes its meaning, so that older kept runs are not taken for new.
-FORM = 4
+FORM = 5
 
 #: Frames with several shadow pages that are named, at most; and frames whose pages were made most often.
 TOP_FRAMES = 20
@@ -46,7 +46,8 @@ def facts(outcome: Outcome, story: Story = _NOTHING_KNOWN) -> Facts:
     """
     rows = rows_of(outcome.journal)
     alive = lives(rows)
-    shares = sharing_of(rows, alive)
+    crowds = crowds_of(rows, alive)
+    shares = sharing_of(rows, alive, crowds)
     known = spaces(rows, story)
     end, peak = moment(rows, known, len(rows.event) - 1), moment(rows, known, most_shared_row(rows))
     orphans = Counter(page.role for page in outcome.pages if not page.root_count and not page.parents)
@@ -77,7 +78,7 @@ def facts(outcome: Outcome, story: Story = _NOTHING_KNOWN) -> Facts:
     out["space_sharing"] = {"peak": shared(peak), "end": shared(end)}
     out["origin"] = {which: asdict(origin) for which, origin in origins(rows, known).items()}
     out["phases"] = [asdict(phase) for phase in phases(rows, alive, story, events, accesses)]
-    out["over_time"] = asdict(over_time(rows, alive, events))
+    out["over_time"] = asdict(over_time(rows, alive, crowds, events))
     out["findings"] = [asdict(finding) for finding in findings(out, outcome.parameters)]
     return out
 

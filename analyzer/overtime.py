@@ -10,7 +10,7 @@ from analyzer.journal import CAUSES, What
 from analyzer.reach import multi_parent
 from analyzer.rows import Lives, Rows
 from analyzer.running import Ints, count
-from analyzer.sharing import several_pages
+from analyzer.sharing import PARTS, Crowds
 from analyzer.story import Mark, Story
 
 #: Slices of a replay, at most.
@@ -43,7 +43,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some events in a row; the last five are how things stand after them."""
+    """Some events in a row; what is alive and shared is how things stand after them."""
 
     first: int
     cr3: int
@@ -59,6 +59,10 @@ class Slice:
     """Of these, pages with several parents."""
     several_pages: int
     """Frames with several shadow pages."""
+    told_apart_by: dict[str, int]
+    """Of these, frames whose pages differ in this part of the key; one may count in several."""
+    by_pages: dict[str, int]
+    """Of these, frames with exactly so many pages."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def slice_length(events: int) -> int:
     return max(-(-events // SLICES), 1)
 
 
-def over_time(rows: Rows, alive: Lives, events: int) -> OverTime:
+def over_time(rows: Rows, alive: Lives, crowds: Crowds, events: int) -> OverTime:
     """A replay of ``events`` events in slices of one length; the first holds the machine's creation too."""
     length = slice_length(events)
     starts = np.arange(1, max(events, 1) + 1, length)
@@ -140,7 +144,10 @@ def over_time(rows: Rows, alive: Lives, events: int) -> OverTime:
         live[str(number)] = total[np.searchsorted(born[mine], ends, side="right")].tolist()
     linked, parents = multi_parent(rows)
     several_parents = _after(rows.event[linked], parents, ends)
-    several = _after(born, several_pages(rows, alive), ends)
+    changed = born[crowds.at]
+    several = _after(changed, np.cumsum(crowds.ways["several"]), ends)
+    apart = {part: _after(changed, np.cumsum(crowds.ways[part]), ends) for part in PARTS}
+    by_pages = {str(n): _after(changed, np.cumsum(change), ends) for n, change in crowds.by_pages.items()}
     return OverTime(
         length,
         tuple(
@@ -156,6 +163,8 @@ def over_time(rows: Rows, alive: Lives, events: int) -> OverTime:
                 {number: pages[i] for number, pages in live.items()},
                 several_parents[i],
                 several[i],
+                {part: frames[i] for part, frames in apart.items()},
+                {n: frames[i] for n, frames in by_pages.items()},
             )
             for i, first in enumerate(starts.tolist())
         ),

@@ -55,6 +55,18 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Crowds:
+    """How the number of frames with several shadow pages changes, told apart in each way, at births and deaths that can change it."""
+
+    at: Ints
+    """Which births and deaths: those of frames that ever have two pages at once."""
+    ways: dict[str, Ints]
+    """1, -1 or 0 at each, by part of the key; ``several`` is all of these frames."""
+    by_pages: dict[int, Ints]
+    """The same for frames with exactly so many pages, for 2 and more."""
+
+
+@dataclass(frozen=True)
 class Sharing:
     """Facts about roles and frames."""
 
@@ -72,21 +84,24 @@ class Sharing:
 def sharing(journal: Journal) -> Sharing:
     """The facts of a journal."""
     rows = rows_of(journal)
-    return sharing_of(rows, lives(rows))
+    alive = lives(rows)
+    return sharing_of(rows, alive, crowds_of(rows, alive))
 
 
-def sharing_of(rows: Rows, alive: Lives) -> Sharing:
+def sharing_of(rows: Rows, alive: Lives, crowds: Crowds) -> Sharing:
     """The facts of a journal that is taken apart already."""
-    frame = rows.frame[alive.page]
-    after = running(frame, alive.delta)
-    per_frame = _pages_per_frame(after, alive.delta)
+    after = running(rows.frame[alive.page], alive.delta)
     return Sharing(
         _roles(rows, alive),
         int(crossings(after, alive.delta, 1).sum()),
-        _spread(rows, alive, after),
-        per_frame,
+        {way: _spread(change) for way, change in crowds.ways.items()},
+        {n: _spread(change) for n, change in crowds.by_pages.items()},
         _key(rows, alive, after),
     )
+
+
+def _spread(change: Ints) -> Spread:
+    return Spread(int(change.sum()), peak(change))
 
 
 def _roles(rows: Rows, alive: Lives) -> dict[int, RoleFacts]:
@@ -124,34 +139,25 @@ def _lifetime(rows: Rows, which: NDArray[np.bool_]) -> Lifetime | None:
     return Lifetime(round(float(np.median(events)), 1), round(float(events.mean()), 1), int(events.max()))
 
 
-def _pages_per_frame(after: Ints, delta: Ints) -> dict[int, Spread]:
-    """Frames with exactly n pages: each birth and death of a page moves its frame from one n to the next."""
-    at = np.flatnonzero(np.maximum(after, after - delta) > 1)
-    after, delta = after[at], delta[at]
-    found = {}
-    for n in range(2, int(after.max(initial=0)) + 1):
-        change = (after == n).astype(np.int64) - (after - delta == n)
-        found[n] = Spread(int(change.sum()), peak(change))
-    return found
-
-
-def _spread(rows: Rows, alive: Lives, after: Ints) -> dict[str, Spread]:
+def crowds_of(rows: Rows, alive: Lives) -> Crowds:
     """Only frames that ever have two pages at once are looked at."""
     frame = rows.frame[alive.page]
+    after = running(frame, alive.delta)
     crowded = np.zeros(int(rows.frame.max(initial=0)) + 1, bool)
     crowded[frame[after > 1]] = True
     at = np.flatnonzero(crowded[frame])
-    frame, delta, role = frame[at], alive.delta[at], rows.role[alive.page[at]]
-    ways: dict[str, NDArray[np.bool_]] = {
+    frame, after, delta, role = frame[at], after[at], alive.delta[at], rows.role[alive.page[at]]
+    true: dict[str, NDArray[np.bool_]] = {
         part: distinct(frame, role & _BITS[part], delta) > 1 for part in ("level", "glevels", "metaphysical")
     }
-    ways["quadrant"] = distinct(frame, role, delta) > distinct(frame, role & ~_BITS["quadrant"], delta)
-    ways["several"] = after[at] > 1
-    out = {}
-    for name in (*PARTS, "several"):
-        change = _changes(frame, ways[name])
-        out[name] = Spread(int(change.sum()), peak(change))
-    return out
+    true["quadrant"] = distinct(frame, role, delta) > distinct(frame, role & ~_BITS["quadrant"], delta)
+    true["several"] = after > 1
+    counts = range(2, int(after.max(initial=0)) + 1)
+    return Crowds(
+        at,
+        {way: _changes(frame, true[way]) for way in (*PARTS, "several")},
+        {n: (after == n).astype(np.int64) - (after - delta == n) for n in counts},
+    )
 
 
 def _changes(groups: Ints, true: NDArray[np.bool_]) -> Ints:
@@ -175,11 +181,6 @@ def _key(rows: Rows, alive: Lives, after: Ints) -> dict[str, int]:
     frame, role, delta, birth = frame[at], role[at], alive.delta[at], birth[at]
     same = running(pairs(frame, role), delta)
     return {part: int(np.count_nonzero(birth & (running(pairs(frame, role & ~_BITS[part]), delta) > same))) for part in PARTS}
-
-
-def several_pages(rows: Rows, alive: Lives) -> Ints:
-    """After each birth and death how many frames have several shadow pages."""
-    return np.cumsum(crossings(running(rows.frame[alive.page], alive.delta), alive.delta, 2))
 
 
 def told_apart_by(roles: list[Role]) -> list[str]:

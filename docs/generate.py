@@ -105,7 +105,8 @@ _FACTS = {
     " took roots; accesses and faults, look-ups, hits, pages made, zaps by cause, intercepted stores; `live_end`: pages in use when it ends",
     "over_time.bucket_events": "events in each slice of the replay; there are up to 200",
     "over_time.buckets": "for each slice what happened in it, as for a phase (`zapped`: of all causes), and how things stand after it: live"
-    " pages by level, pages with several parents (`multi_parent`), frames with several shadow pages (`several_pages`)",
+    " pages by level, pages with several parents (`multi_parent`), frames with several shadow pages (`several_pages`), and of these those whose"
+    " pages each part of the key tells apart (`told_apart_by`, as in `frames.told_apart_by`) and those with exactly so many (`by_pages`)",
     "saved": "only in a report that has a run without a cache to compare with: faults, exits, pages made and shadow entries filled with the"
     " cache and without, in all and for each cr3 load. Exits are faults, intercepted stores (once, where the trace has the store as an"
     " access too), cr3 loads and, without a cache, INVLPG. `cycles`: exits, faults and entries, each times its cost; the costs are"

@@ -26,6 +26,8 @@ class Slow:
     per_frame_peak: Counter[int] = field(default_factory=Counter)
     several_parents_peak: int = 0
     frames: dict[int, list[Role]] = field(default_factory=dict)
+    over_time: dict[int, tuple[Counter[str], Counter[int]]] = field(default_factory=dict)
+    """After an event with births or deaths: frames with several pages by way, frames by number of pages."""
 
     def ways(self, roles: list[Role]) -> set[str]:
         """In which ways a frame's pages differ."""
@@ -36,10 +38,11 @@ class Slow:
             ways.add("quadrant")
         return ways
 
-    def frames_changed(self) -> None:
-        """After a birth or death: how many frames there are of each kind."""
+    def frames_changed(self, event: int) -> None:
+        """After a birth or death at an event: how many frames there are of each kind."""
         self.spread = Counter(way for roles in self.frames.values() for way in self.ways(roles))
         per_frame = Counter(len(roles) for roles in self.frames.values())
+        self.over_time[event] = (self.spread, per_frame)
         for way, n in self.spread.items():
             self.spread_peak[way] = max(self.spread_peak[way], n)
         for pages, n in per_frame.items():
@@ -68,13 +71,13 @@ def slow(journal: Journal) -> Slow:
             mine.append(unpack(role))
             kept.live[role] += 1
             kept.peak[role] = max(kept.peak[role], kept.live[role])
-            kept.frames_changed()
+            kept.frames_changed(event)
         elif what == What.DIED:
             mine.remove(unpack(role))
             kept.live[role] -= 1
             kept.deaths[role, CAUSES[cause]] += 1
             kept.lives.setdefault(role, []).append(event - born[page])
-            kept.frames_changed()
+            kept.frames_changed(event)
         elif what in (What.LINKED, What.UNLINKED):
             parents[page] += 1 if what == What.LINKED else -1
             kept.several_parents_peak = max(kept.several_parents_peak, sum(1 for n in parents.values() if n > 1))

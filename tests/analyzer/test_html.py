@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def script(name: str) -> Any:
 
 readme, vendor = script("readme"), script("vendor")
 
-#: Two address spaces of long mode that share the table at 0x2000 and what is under it, and a user's table apart for each.
+#: Address spaces of long mode that share the table at 0x2000 and what is under it, and a user's table apart for two. Stores
+#: zap two tables; then frame 1 is the directory of two-level paging: both halves of a table are used, and one that long mode uses too.
 EVENTS = """\
 {"ev":"page","gpa":"0x1000","words":{"0":"0x5067","511":"0x2067"}}
 {"ev":"page","gpa":"0x6000","words":{"0":"0x7067","511":"0x2067"}}
@@ -62,6 +64,23 @@ EVENTS = """\
 {"ev":"access","va":"0xffffff8000001000","write":0,"user":0,"fetch":0}
 {"ev":"cr3","value":"0x1000"}
 {"ev":"access","va":"0xffffff8000002000","write":0,"user":0,"fetch":0}
+{"ev":"page","gpa":"0xe000","words":{"511":"0x2067"}}
+{"ev":"cr3","value":"0xe000"}
+{"ev":"access","va":"0xffffff8000002000","write":0,"user":0,"fetch":0}
+{"ev":"write","gpa":"0x4010","value":"0xa067","size":8}
+{"ev":"write","gpa":"0x4010","value":"0xd067","size":8}
+{"ev":"write","gpa":"0x4010","value":"0xa067","size":8}
+{"ev":"write","gpa":"0x3010","value":"0x0","size":8}
+{"ev":"write","gpa":"0x3010","value":"0x0","size":8}
+{"ev":"write","gpa":"0x3010","value":"0x0","size":8}
+{"ev":"cr3","value":"0x1000"}
+{"ev":"regs","cr0":"0x11"}
+{"ev":"write","gpa":"0x1004","value":"0xb067","size":4}
+{"ev":"regs","cr4":"0x10","efer":"0x0"}
+{"ev":"regs","cr0":"0x80010011"}
+{"ev":"access","va":"0x0","write":0,"user":0,"fetch":0}
+{"ev":"access","va":"0x200000","write":0,"user":0,"fetch":0}
+{"ev":"access","va":"0x400000","write":0,"user":0,"fetch":0}
 """
 
 HOSTILE = "</script><script>alert(1)</script><!--\x1b[31m\"'`${alert(2)}&lt;\u202egnp\x00"
@@ -70,7 +89,10 @@ HOSTILE = "</script><script>alert(1)</script><!--\x1b[31m\"'`${alert(2)}&lt;\u20
 SHOWN = "</script><script>alert(1)</script><!--\\x1b[31m\"'`${alert(2)}&lt;\\u202egnp\\x00"
 
 #: Every figure that has a chart, in order.
-CHARTS = ["hits", "levels", "timeline", "programs", "parents-levels", "parents-time", "matrix-peak", "matrix-end", "origin-who"]
+CHARTS = [
+    "hits", "levels", "quadrants", "timeline", "programs", "apart", "frames-time", "apart-time", "parents-levels", "parents-time",
+    "matrix-peak", "matrix-end", "origin-who", "age-roots", "age-tables", "deaths-roles", "chains", "key-parts", "saved-counts",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -195,12 +217,18 @@ def test_every_chart_is_drawn_says_what_it_shows_and_has_its_numbers(shown: Chro
         """,
         chart,
     )
-    assert drawn >= 2
+    # One part of the key alone explains misses of this trace.
+    assert drawn >= (1 if chart == "key-parts" else 2)
     assert len(text(shown, f"#{chart} .says")) > 30
     for svg in shown.find_elements(By.CSS_SELECTOR, f"#{chart} svg"):
         assert svg.get_attribute("role") == "img"
         assert svg.get_attribute("aria-label")
     assert cells(shown, f"#{chart} details")
+
+
+def test_every_chart_of_the_page_is_in_that_test(shown: Chrome) -> None:
+    drawn = shown.execute_script("return [...document.querySelectorAll('figure:has(.chart)')].map((figure) => figure.id)")
+    assert drawn == CHARTS
 
 
 def test_no_figure_is_left_without_a_sentence(shown: Chrome) -> None:
@@ -258,7 +286,7 @@ def test_an_address_space_changes_tables_and_a_chart(shown: Chrome, facts: Any) 
 
 def test_a_mode_leaves_only_its_roles(shown: Chrome) -> None:
     modes = {row[0] for row in cells(shown, "#hits details")}
-    assert modes == {"long", "no paging"}
+    assert modes == {"long", "32-bit", "no paging"}
     choose(shown, "mode", 4)
     assert {row[0] for row in cells(shown, "#hits details")} == {"long"}
 
@@ -268,7 +296,7 @@ def test_the_matrix_holds_the_facts(shown: Chrome, facts: Any) -> None:
     rows = cells(shown, "#matrix-end .numbers > :last-child")
     assert [[int(cell.replace("·", "0")) for cell in row[1:]] for row in rows] == matrix["shared"]
     assert max(max(row) for row in matrix["shared"]) > 2
-    assert rows[-1][0].startswith(SHOWN)
+    assert any(row[0].startswith(SHOWN) for row in rows)
 
 
 def test_names_are_text_and_do_nothing(shown: Chrome, page: Path) -> None:
@@ -337,6 +365,45 @@ return [page, ...['body', '.says', 'a', '.judged'].map((which) => contrast(docum
 """
 
 
+#: The least contrast of a number in a cell of a chart with its cell, as drawn and at every part that a cell can show.
+CELLS = """
+const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+const light = (c) => c.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const found = [];
+for (const id of ['matrix-peak', 'matrix-end', 'quadrants', 'parents-levels']) {
+  const svg = document.querySelector(`#${id} .scroll svg`);
+  const card = rgb(getComputedStyle(svg.closest('figure')).backgroundColor);
+  const rects = [...svg.querySelectorAll('rect')].filter((rect) => rect.hasAttribute('fill-opacity'));
+  for (const text of svg.querySelectorAll('g[aria-label="text"] text')) {
+    const at = text.getBoundingClientRect();
+    const over = (box) => box.left <= at.left + at.width / 2 && at.left + at.width / 2 <= box.right
+      && box.top <= at.top + at.height / 2 && at.top + at.height / 2 <= box.bottom;
+    const rect = rects.find((one) => over(one.getBoundingClientRect()));
+    if (!rect) continue;
+    const [cell, ink] = [rgb(getComputedStyle(rect).fill), light(rgb(getComputedStyle(text).fill))];
+    for (const part of [Number(rect.getAttribute('fill-opacity')), ...Array.from({ length: 48 }, (_, i) => 0.06 + 0.02 * i)]) {
+      const under = light(cell.map((v, i) => part * v + (1 - part) * card[i]));
+      found.push((Math.max(ink, under) + 0.05) / (Math.min(ink, under) + 0.05));
+    }
+  }
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("kind", ["screen", "print"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_numbers_in_cells_are_readable_whatever_their_part(shown: Chrome, scheme: str, kind: str) -> None:
+    try:
+        media(shown, kind=kind, prefers_color_scheme=scheme)
+        contrasts = shown.execute_script(CELLS)
+        assert len(contrasts) > 500
+        assert min(contrasts) >= 4.5
+    finally:
+        media(shown)
+
+
 def media(chrome: Chrome, **features: str) -> None:
     kind = features.pop("kind", "screen")
     wanted = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
@@ -376,7 +443,7 @@ def test_on_paper_it_is_dark_on_white_without_controls(shown: Chrome) -> None:
         media(shown)
 
 
-@pytest.mark.parametrize("width", [360, 768, 1600])
+@pytest.mark.parametrize("width", [320, 340, 360, 768, 1600])
 def test_no_width_makes_the_page_scroll_sideways(chrome: Chrome, page: Path, width: int) -> None:
     try:
         chrome.execute_cdp_cmd(
@@ -385,6 +452,7 @@ def test_no_width_makes_the_page_scroll_sideways(chrome: Chrome, page: Path, wid
         opened(chrome, page)
         chrome.find_element(By.ID, "numbers").click()
         assert chrome.execute_script("return document.documentElement.scrollWidth") == width
+        assert chrome.get_log("browser") == []
     finally:
         chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -515,6 +583,62 @@ def test_of_many_names_the_first_are_shown_and_all_when_asked(chrome: Chrome, tm
     (row,) = [row for row in cells(chrome, "#parents-top") if row[0] == "gfn 0x2"]
     assert row[-1] == ", ".join(f"gfn 0x{gfn:x}" for gfn in range(0x20, 0x2E))
     assert chrome.get_log("browser") == []
+
+
+def made(folder: Path, events: list[str], cli: Cli, marks: Sequence[tuple[int, str]] = ()) -> Path:
+    """The page of these events."""
+    (folder / "e.jsonl").write_text("\n".join(events) + "\n")
+    assert cli("import", folder / "e.jsonl", "-o", folder / "e.db").returncode == 0
+    with sqlite3.connect(folder / "e.db") as database:
+        database.executemany("INSERT INTO mark (seq, name, vcpu) VALUES (?, ?, 0)", marks)
+    done = cli("report", folder / "e.db", "--format", "html", "-o", folder / "e.html")
+    assert done.returncode == 0, done.stderr
+    return folder / "e.html"
+
+
+LOADED = '{"ev":"cr3","value":"0x1000"}'
+
+
+def test_a_phase_shorter_than_a_slice_is_not_drawn_with_others_events(chrome: Chrome, tmp_path: Path, cli: Cli) -> None:
+    """1,000 loads more: slices of 6 events. Events 23 to 25 lie within the fourth, 26 to 40 hold the slices from 31 on to 36 whole."""
+    page = made(tmp_path, EVENTS.splitlines() + [LOADED] * 1000, cli, [(23, "short"), (26, "longer"), (41, "rest")])
+    opened(chrome, page)
+    (bucket,) = {int(b) - int(a) for a, b in itertools.pairwise(row[0] for row in cells(chrome, "#timeline details")[:9])}
+    assert bucket == 6
+    choose(chrome, "phase", 1)
+    for figure in ("timeline", "frames-time", "apart-time", "parents-time"):
+        assert "No slice of 6 events lies wholly in this phase of 3" in text(chrome, f"#{figure} .says")
+        assert not chrome.find_elements(By.CSS_SELECTOR, f"#{figure} svg")
+    choose(chrome, "phase", 2)
+    assert [row[0] for row in cells(chrome, "#timeline details")] == ["31"]
+    assert "left out" in text(chrome, "#timeline .says")
+    assert chrome.get_log("browser") == []
+
+
+def test_short_lives_are_at_least_a_pixel_wide(chrome: Chrome, tmp_path: Path, cli: Cli) -> None:
+    """Each of 40 address spaces is loaded once among 8,000 events: an eighth of a pixel."""
+    events = [line for line in EVENTS.splitlines() if '"page"' in line or '"regs"' in line][:11]
+    events = [*events, LOADED, '{"ev":"regs","cr0":"0x80010011"}']
+    for gfn in range(0x20, 0x48):
+        events += [f'{{"ev":"page","gpa":"0x{gfn:x}000","words":{{"511":"0x2067"}}}}', f'{{"ev":"cr3","value":"0x{gfn:x}000"}}']
+        events += [LOADED] * 198
+    opened(chrome, made(tmp_path, events, cli))
+    widths = chrome.execute_script(
+        "return [...document.querySelectorAll('#timeline svg[aria-label^=\"Address spaces\"] rect')].map((rect) => rect.width.baseVal.value)"
+    )
+    assert len(widths) > 40
+    assert min(widths) > 0.99
+
+
+def test_a_frame_that_is_a_root_in_two_modes_is_named_with_each(chrome: Chrome, tmp_path: Path, cli: Cli) -> None:
+    """The trace of the other tests, but that nothing names its programs: frame 1 is a root of long mode and of two-level paging."""
+    opened(chrome, made(tmp_path, EVENTS.splitlines(), cli))
+    offered = [option.text for option in Select(chrome.find_element(By.ID, "choose-space")).options]
+    assert [name for name in offered if name.startswith("gfn 0x1")] == ["gfn 0x1 (long)", "gfn 0x1 (32-bit)"]
+    assert "gfn 0x6" in offered
+    names = [row[0] for row in cells(chrome, "#matrix-end .numbers > :last-child")]
+    assert len(names) == len(set(names)) > 2
+    assert "gfn 0x1 (32-bit)" in names
 
 
 @pytest.mark.boot

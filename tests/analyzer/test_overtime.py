@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 
 import pytest
@@ -14,9 +15,11 @@ from analyzer.mmu import Mmu
 from analyzer.model import parameters
 from analyzer.outcome import outcome
 from analyzer.saving import Costs, exits, saved
+from analyzer.sharing import PARTS
 from analyzer.story import Mark, Story
 from tests.analyzer.guests import Step, apply, start, steps
-from tests.analyzer.test_mmu import READ, long_guest, make
+from tests.analyzer.rowbyrow import slow
+from tests.analyzer.test_mmu import LONG, READ, enter, long_guest, make, two_level_guest
 from tests.analyzer.test_spaces import two_programs
 
 MARKS = Story(marks=(Mark("kernel entry", 7, 2), Mark("first user process", 13, 2)))
@@ -67,6 +70,47 @@ def test_a_short_replay_has_a_slice_for_each_event() -> None:
     assert buckets[-1]["live"] == {"1": 1, "2": 5, "3": 3, "4": 2}
     # 2 and 3 have several parents; frame 0 has four pages.
     assert (buckets[10]["multi_parent"], buckets[-1]["multi_parent"], buckets[-1]["several_pages"]) == (0, 2, 1)
+
+
+def test_a_slice_tells_frames_with_several_pages_apart() -> None:
+    """Directory gfn 1: four roots at event 5, one a quadrant. Table gfn 2: va 0 is in its first half, event 6, va 2 MiB in its second, 7.
+
+    Paging goes off (8), and at event 10 gfn 1 is the top table of long mode too: its fifth page. gfn 0 has the four roots without paging
+    all along.
+    """
+    mmu = make()
+    two_level_guest(mmu)
+    for va in (0, 2 << 20):
+        mmu.access(0, va, *READ)
+    mmu.regs(0, 0x11, None, None)
+    enter(mmu, LONG)
+    buckets = facts(outcome(mmu))["over_time"]["buckets"]
+    none = {"level": 0, "quadrant": 0, "glevels": 0, "metaphysical": 0}
+    told = [(bucket["told_apart_by"], bucket["by_pages"]) for bucket in buckets]
+    assert told[:4] == [(none | {"quadrant": 1}, {"2": 0, "3": 0, "4": 1, "5": 0})] * 4
+    assert told[4:6] == [(none | {"quadrant": 2}, {"2": 0, "3": 0, "4": 2, "5": 0})] * 2
+    assert told[6:9] == [(none | {"quadrant": 3}, {"2": 1, "3": 0, "4": 2, "5": 0})] * 3
+    assert told[9:] == [({"level": 1, "quadrant": 3, "glevels": 1, "metaphysical": 0}, {"2": 1, "3": 0, "4": 1, "5": 1})]
+    assert [bucket["several_pages"] for bucket in buckets] == [1] * 4 + [2] * 2 + [3] * 4
+
+
+@given(mode=st.sampled_from(["two-level", "pae", "long"]), events=steps(), vcpus=st.integers(1, 2))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_slices_of_one_event_tell_frames_apart_as_row_by_row(mode: str, events: list[Step], vcpus: int) -> None:
+    mmu = Mmu(parameters("kvm-2.6.20", pages=64), vcpus)
+    for step in start(mode) + events:
+        apply(mmu, step, vcpus)
+    end = outcome(mmu)
+    told, kept = facts(end)["over_time"], slow(end.journal).over_time
+    assert told["bucket_events"] == 1
+    spread: Counter[str] = Counter()
+    per_frame: Counter[int] = Counter()
+    for bucket in told["buckets"]:
+        spread, per_frame = kept.get(bucket["first"], kept.get(0, (spread, per_frame)) if bucket["first"] == 1 else (spread, per_frame))
+        assert {**bucket["told_apart_by"], "several": bucket["several_pages"]} == {way: spread[way] for way in (*PARTS, "several")}
+        assert {n: frames for n, frames in bucket["by_pages"].items() if frames} == {
+            str(n): frames for n, frames in sorted(per_frame.items()) if n > 1 and frames
+        }
 
 
 @given(mode=st.sampled_from(["two-level", "pae", "long"]), events=steps(), vcpus=st.integers(1, 2))

@@ -48,7 +48,7 @@ function filters() {
   form.addEventListener("submit", (event) => event.preventDefault());
   form.append(...[
     choice("phase", "Phase", phases.map((phase, index) => [index, printable(phase.name)])),
-    choice("space", "Address space", spaces.map((space, index) => [index, spaceName(space)])),
+    choice("space", "Address space", spaceNames(spaces).map((name, index) => [index, name])),
     choice("mode", "Paging mode", modes.map((mode) => [mode, report.modes[mode]])),
     el("span", { class: "gap" }), opened, themed,
   ].filter(Boolean));

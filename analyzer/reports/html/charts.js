@@ -31,6 +31,9 @@ function inTwoLines(label, margin) {
   return label.length <= fits || end < 1 ? clip(label, margin) : `${label.slice(0, end)}\n${clip(label.slice(end + 1), margin)}`;
 }
 
+/** Pixels that the longest bar has, however long its label and note are. */
+const LEAST_BAR = 32;
+
 /**
  * Horizontal bars, one a row, each stacked from parts.
  * rows: {label, note, parts: [[name, value]]}; colors: {name: colour}; normalize: bars of equal length.
@@ -42,7 +45,7 @@ function bars(says, width, rows, colors, normalize = false) {
   const flat = rows.flatMap((row, index) =>
     row.parts.map(([name, value]) => ({ index, name, value: normalize ? value / (total(row) || 1) : value })));
   const notes = rows.map((row, index) => ({ index, note: row.note, end: normalize ? 1 : total(row) }));
-  const marginRight = 14 + 6.6 * Math.max(0, ...rows.map((row) => row.note.length));
+  const marginRight = Math.min(14 + 6.6 * Math.max(0, ...rows.map((row) => row.note.length)), width - marginLeft - LEAST_BAR);
   return plot(says, {
     width,
     height: 26 * rows.length + 8,
@@ -55,7 +58,7 @@ function bars(says, width, rows, colors, normalize = false) {
     color: { domain: Object.keys(colors), range: Object.values(colors) },
     marks: [
       Plot.barX(flat, { x: "value", y: "index", fill: "name", order: Object.keys(colors), offset: null }),
-      Plot.text(notes, { x: "end", y: "index", text: "note", textAnchor: "start", dx: 6, fill: "var(--soft)" }),
+      Plot.text(notes, { x: "end", y: "index", text: (row) => inTwoLines(row.note, marginRight), textAnchor: "start", dx: 6, fill: "var(--soft)" }),
     ],
   });
 }
@@ -99,7 +102,7 @@ function columns(says, width, points, color, label) {
   });
 }
 
-/** Cells by row and column. cells: {row, column, part (0..1), lines, own?, marked?}; a cell is the darker the greater its part. */
+/** Cells by row and column. cells: {row, column, part (0..1), lines, own?, marked?}; the greater its part, the more of --cell is in its colour. */
 function cells(says, width, rows, names, cells, size) {
   const marginLeft = room(rows, width);
   const tall = size.tilt ? 24 + 5.6 * Math.max(...names.map((name) => Math.min(name.length, 22))) : 26;
@@ -122,7 +125,7 @@ function cells(says, width, rows, names, cells, size) {
       Plot.cell(cells, { x: "column", y: "row", fill: "none", stroke: "var(--ink)", strokeWidth: 2, filter: (cell) => cell.marked, rx: 3 }),
       Plot.text(cells, {
         x: "column", y: "row", text: (cell) => cell.lines.join("\n"), lineHeight: 1.25,
-        fill: (cell) => (!cell.own && cell.part > 0.55 ? "var(--on-cell)" : "var(--ink)"),
+        fill: "var(--ink)",
       }),
     ],
   });

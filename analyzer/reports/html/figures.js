@@ -6,9 +6,13 @@ const facts = () => report.facts;
 const phase = () => (chosen.phase === null ? null : facts().phases[chosen.phase]);
 const space = () => (chosen.space === null ? null : facts().spaces[chosen.space]);
 const inMode = (row) => chosen.mode === null || row.glevels === chosen.mode;
-const inRange = (buckets) => buckets.filter((bucket) => bucket.end > range()[0] && bucket.first <= range()[1]);
+/** The slices that lie wholly in the chosen phase: what others hold is not all its own. */
+const inRange = (buckets) => (phase() === null ? buckets : buckets.filter((bucket) => bucket.first >= phase().first && bucket.end - 1 <= phase().last));
+/** Why a chart over time is not drawn, where the chosen phase has no whole slice; else null. */
+const tooShort = (over) => (inRange(over.buckets).length ? null : `No slice of ${number(over.bucket_events)} events lies wholly in this phase of ${number(phase().last - phase().first + 1)}: what is counted by slice cannot be told for it alone.`);
 const ofSpace = (names) => space() === null || names.includes(space().name);
-const range = () => (phase() === null ? [1, Math.max(report.run.events, 2)] : [phase().first, Math.max(phase().last, phase().first + 1)]);
+/** From the first event of what is looked at to the one after its last. */
+const range = () => (phase() === null ? [1, Math.max(report.run.events, 1) + 1] : [phase().first, Math.max(phase().last, phase().first) + 1]);
 
 function section(story, id, title, ...intro) {
   const made = el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, title), ...intro);
@@ -52,13 +56,14 @@ function overTime(place, id, title, key, color, unit) {
   const over = facts().over_time;
   if (!over) return;
   figure(place, id, title, (width) => {
+    if (tooShort(over)) return { says: tooShort(over) };
     const shown = inRange(over.buckets);
     const most = d3.greatest(shown, (bucket) => bucket[key]);
     if (!most?.[key]) return { says: `None ${phase() ? "in this phase" : "at any time"}.` };
     const says = `After each ${number(over.bucket_events)} events: up to ${number(most[key])} ${unit}, first after event ${number(most.end - 1)}; ${count(shown.at(-1)[key])} at the end.`;
     return {
       says,
-      chart: strip(says, width, range(), shown, key, color),
+      chart: strip(says, width, range(), shown, (bucket) => bucket[key], color),
       numbers: table(title, [
         { label: "after event", of: (row) => row.end - 1 },
         { label: unit, of: (row) => row[key] },

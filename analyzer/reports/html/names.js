@@ -29,9 +29,14 @@ function roleName(role) {
   return `${modeName(role.glevels)} level ${role.level}${quadrant}${role.metaphysical ? " meta" : ""}`;
 }
 
-function spaceName(space) {
-  const name = printable(space.name);
-  return name.startsWith("gfn ") || space.glevels === 0 ? name : `${name} from ${short(space.first_event)}`;
+/** The names of address spaces, in their order: from which event on, and of those that are still the same the paging mode. */
+function spaceNames(spaces) {
+  const names = spaces.map((space) => {
+    const name = printable(space.name);
+    return name.startsWith("gfn ") || space.glevels === 0 ? name : `${name} from ${short(space.first_event)}`;
+  });
+  const often = d3.rollup(names, (same) => same.length, (name) => name);
+  return names.map((name, index) => (often.get(name) > 1 ? `${name} (${modeName(spaces[index].glevels)})` : name));
 }
 
 /** Roles whose numbers are the same but for the quadrant, as one row: {...role, quadrants}. */

@@ -23,7 +23,7 @@ function framesSection(story) {
       ], rows),
     };
   });
-  overTime(place, "frames-time", "Frames with several shadow pages, over time", "several_pages", "var(--cr3)", "frames");
+  framesOverTime(place);
   listing(place, "frames-top", "The frames with most shadow pages", () => {
     const rows = (top ?? []).filter((row) => ofSpace(row.names) && (chosen.mode === null || row.roles.some(inMode)));
     if (!rows.length) return { says: "No frame has several shadow pages here." };
@@ -49,6 +49,53 @@ function framesSection(story) {
         { label: "levels", text: true, of: (row) => row.levels.join(", ") },
         namesColumn("belongs to", (row) => row.names),
       ], rows),
+    };
+  });
+}
+
+/** Colours of frames by how many shadow pages they have; the last is for that and more. */
+const BY_PAGES = { 2: "var(--level-1)", 3: "var(--level-2)", 4: "var(--level-3)", "5 and more": "var(--level-4)" };
+
+function framesOverTime(place) {
+  const over = facts().over_time;
+  if (!over) return;
+  const saying = (shown, of, what) => {
+    const most = d3.greatest(shown, of);
+    return `${what}: up to ${number(of(most))}, first after event ${number(most.end - 1)}; ${count(of(shown.at(-1)))} at the end.`;
+  };
+  const none = () => tooShort(over) ?? (inRange(over.buckets).some((bucket) => bucket.several_pages) ? null : `None ${phase() ? "in this phase" : "at any time"}.`);
+  figure(place, "frames-time", "Frames with several shadow pages, over time", (width) => {
+    if (none()) return { says: none() };
+    const shown = inRange(over.buckets);
+    const names = Object.keys(BY_PAGES);
+    const parts = shown.flatMap((bucket) => d3.rollups(Object.entries(bucket.by_pages), (rows) => d3.sum(rows, ([, frames]) => frames), ([n]) => names[Math.min(n, 5) - 2])
+      .map(([name, frames]) => ({ name, frames, first: bucket.first, end: bucket.end })));
+    const used = names.filter((name) => parts.some((part) => part.name === name && part.frames));
+    const says = saying(shown, (bucket) => bucket.several_pages, `After each ${number(over.bucket_events)} events, frames with several pages, by how many`);
+    return {
+      says,
+      chart: [legend(used.map((name) => [`${name} pages`, BY_PAGES[name]])), stacked(says, width, range(), parts, used)],
+      numbers: table("Frames with several shadow pages, over time", [
+        { label: "after event", of: (row) => row.end - 1 },
+        { label: "frames", of: (row) => row.several_pages },
+        ...Object.keys(shown[0].by_pages).map((n) => ({ label: `${n} pages`, of: (row) => row.by_pages[n] })),
+      ], shown),
+    };
+  });
+  figure(place, "apart-time", "What tells them apart, over time", (width) => {
+    if (none()) return { says: none() };
+    const shown = inRange(over.buckets);
+    const ways = Object.entries(WAYS).filter(([part]) => shown.some((bucket) => bucket.told_apart_by[part]));
+    return {
+      says: `After each ${number(over.bucket_events)} events, frames whose pages one part of the key tells apart. A frame may count in several.`,
+      chart: ways.map(([part, label]) => {
+        const says = saying(shown, (bucket) => bucket.told_apart_by[part], label);
+        return el("div", { class: "panel" }, el("p", { class: "panel-name" }, says), strip(says, width, range(), shown, (bucket) => bucket.told_apart_by[part], "var(--cr3)"));
+      }),
+      numbers: table("What tells frames apart, over time", [
+        { label: "after event", of: (row) => row.end - 1 },
+        ...Object.entries(WAYS).map(([part, label]) => ({ label, of: (row) => row.told_apart_by[part] })),
+      ], shown),
     };
   });
 }
@@ -112,7 +159,8 @@ function spacesSection(story) {
       const at = sharing?.[key];
       if (!at || !at.matrix.spaces.length) return { says: `No address space leads to a live page ${when}.` };
       const { spaces, shared } = at.matrix;
-      const names = spaces.map((index) => spaceName(facts().spaces[index]));
+      const known = spaceNames(facts().spaces);
+      const names = spaces.map((index) => known[index]);
       const most = d3.max(shared.flatMap((row, i) => row.filter((_, j) => i !== j))) ?? 0;
       const several = d3.sum(at.by_level, (row) => row.in_several);
       const says = `After event ${number(at.event)}, ${number(several)} of ${number(d3.sum(at.by_level, (row) => row.pages))} live pages are part of several address spaces. `

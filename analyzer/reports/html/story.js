@@ -126,7 +126,7 @@ function findingsSection(story) {
   if (!found) return;
   const place = section(story, "findings", found.length ? `Worth a look (${found.length})` : "Worth a look");
   if (!found.length) {
-    place.append(el("p", { class: "says" }, "Nothing stands out: no rule of docs/counters.md fires on this run."));
+    place.append(el("p", { class: "says" }, "Nothing stands out: no rule of docs/findings.md fires on this run."));
     return;
   }
   place.append(el("ul", { class: "findings" }, ...found.map((finding) => el("li", {},

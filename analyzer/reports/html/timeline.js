@@ -20,17 +20,22 @@ const SERIES = [
   ["made", "pages made", "var(--made)"],
 ];
 
+/** Spans of events on lanes, half a pixel off their neighbours; the shortest are a pixel wide and fill it. */
 function lanes(says, width, range, rows, height, paint) {
   const [from, to] = range;
   const seen = (row) => Math.max(0, Math.min(row.last, to) - Math.max(row.first, from)) / (to - from || 1) * (width - 72);
-  const inside = rows.map((row, index) => ({ ...row, index, x1: Math.max(row.first, from), x2: Math.min(row.last + 1, to) })).filter((row) => row.x2 >= row.x1);
+  const pixel = (to - from) / (width - EDGE.marginLeft - EDGE.marginRight);
+  const inside = rows.filter((row) => row.first < to && row.last >= from).map((row) => {
+    const [x1, x2] = [Math.max(row.first, from), Math.min(row.last + 1, to)];
+    return x2 - x1 > 2 * pixel ? { ...row, x1: x1 + pixel / 2, x2: x2 - pixel / 2 } : { ...row, x1: Math.min(x1, to - pixel), x2: Math.max(x2, Math.min(x1, to - pixel) + pixel) };
+  });
   const labelled = inside.filter((row) => seen(row) > 12 + 7 * Math.min(row.name.length, 5));
   return plot(says, {
     ...EDGE, width, height: height * (d3.max(rows, (row) => row.lane) + 1) + 4, marginTop: 2, marginBottom: 2,
     x: { domain: range, axis: null },
     y: { domain: d3.range(d3.max(rows, (row) => row.lane) + 1), axis: null, padding: 0.12 },
     marks: [
-      Plot.barX(inside, { x1: "x1", x2: "x2", y: "lane", insetLeft: 0.5, insetRight: 0.5, rx: 2, ...paint }),
+      Plot.barX(inside, { x1: "x1", x2: "x2", y: "lane", inset: 0, rx: 2, ...paint }),
       Plot.text(labelled, {
         x: "x1", y: "lane", dx: 5, textAnchor: "start", fill: "var(--ink)",
         text: (row) => clip(row.name, seen(row) + 2),
@@ -47,7 +52,6 @@ function panel(label, says, options) {
 function timeline(width, range, over, shown, phases, spaces, chosen) {
   const x = { domain: range, axis: null };
   const y = { ticks: 3, tickFormat: short, label: null, grid: true, nice: true, tickSize: 0 };
-  const ends = { x1: (bucket) => Math.max(bucket.first, range[0]), x2: (bucket) => Math.min(bucket.end, range[1]), inset: 0, shapeRendering: "crispEdges" };
   const parts = [];
   if (phases.length) {
     parts.push(el("div", { class: "panel" }, el("p", { class: "panel-name", "aria-hidden": "true" }, "phases"),
@@ -63,7 +67,7 @@ function timeline(width, range, over, shown, phases, spaces, chosen) {
     const height = most ? `up to ${number(most)} in ${number(over.bucket_events)} events` : "none";
     parts.push(panel([name, el("span", { class: "soft" }, height)], `${name} over time, ${height}`, {
         width, height: 76, x, y: { ...y, domain: [0, most || 1] },
-        marks: [Plot.rectY(shown, { ...ends, y: key, fill: color }), Plot.ruleY([0], { stroke: "var(--line)" })],
+        marks: [Plot.rectY(shown, { ...SPAN, y: key, fill: color }), Plot.ruleY([0], { stroke: "var(--line)" })],
       }));
   }
   parts.push(levels(width, range, shown, x, y));
@@ -78,31 +82,41 @@ function timeline(width, range, over, shown, phases, spaces, chosen) {
 function levels(width, range, shown, x, y) {
   const known = [...new Set(shown.flatMap((bucket) => Object.keys(bucket.live)))].sort().reverse();
   const live = shown.flatMap((bucket) => known.map((level) => ({
-    level, pages: bucket.live[level] ?? 0, x1: Math.max(bucket.first, range[0]), x2: Math.min(bucket.end, range[1]),
+    level, pages: bucket.live[level] ?? 0, first: bucket.first, end: bucket.end,
   })));
   return panel(["live shadow pages by level", legend(known.map((level) => [`level ${level}`, LEVELS[level]]))],
     "live shadow pages by level over time", {
       width, height: 130, x, y,
       marks: [
-        Plot.rectY(live, Plot.stackY({ order: known }, { x1: "x1", x2: "x2", y: "pages", z: "level", inset: 0, shapeRendering: "crispEdges", fill: (row) => LEVELS[row.level] })),
+        Plot.rectY(live, Plot.stackY({ order: known }, { ...SPAN, y: "pages", z: "level", fill: (row) => LEVELS[row.level] })),
         Plot.ruleY([0], { stroke: "var(--line)" }),
       ],
     });
 }
 
-/** One number over a range of events, with an axis of its own. */
-function strip(says, width, range, shown, key, color) {
+/** A plot over a range of events with an axis of its own, up to ``most``. */
+function alone(says, width, range, most, mark) {
   return plot(says, {
     ...EDGE, width, height: 120, marginTop: 6, marginBottom: 24,
     x: { domain: range, label: null, ...axis(width) },
-    y: { ticks: 3, tickFormat: short, label: null, grid: true, nice: true, tickSize: 0, domain: [0, d3.max(shown, (bucket) => bucket[key]) || 1] },
-    marks: [
-      Plot.rectY(shown, {
-        x1: (bucket) => Math.max(bucket.first, range[0]), x2: (bucket) => Math.min(bucket.end, range[1]), y: key, fill: color, inset: 0, shapeRendering: "crispEdges",
-      }),
-      Plot.ruleY([0], { stroke: "var(--line)" }),
-    ],
+    y: { ticks: 3, tickFormat: short, label: null, grid: true, nice: true, tickSize: 0, domain: [0, most || 1] },
+    marks: [mark, Plot.ruleY([0], { stroke: "var(--line)" })],
   });
+}
+
+/** Where a slice of time lies on the axis. */
+const SPAN = { x1: "first", x2: "end", inset: 0, shapeRendering: "crispEdges" };
+
+/** One number over a range of events. */
+function strip(says, width, range, shown, of, color) {
+  return alone(says, width, range, d3.max(shown, of), Plot.rectY(shown, { ...SPAN, y: of, fill: color }));
+}
+
+/** Frames by how many pages they have, one kind on the other, over a range of events. parts: {name, frames, first, end} */
+function stacked(says, width, range, parts, names) {
+  const most = d3.max(d3.rollup(parts, (rows) => d3.sum(rows, (row) => row.frames), (row) => row.first).values());
+  return alone(says, width, range, most,
+    Plot.rectY(parts, Plot.stackY({ order: names }, { ...SPAN, y: "frames", z: "name", fill: (row) => BY_PAGES[row.name] })));
 }
 
 /** What a bucket holds, in words. */
@@ -126,7 +140,7 @@ function cursor(stage, width, range, shown, phases, spaces) {
   const show = () => {
     const bucket = shown[+slider.value];
     if (!bucket) return;
-    const middle = (Math.max(bucket.first, range[0]) + Math.min(bucket.end, range[1])) / 2;
+    const middle = (bucket.first + bucket.end) / 2;
     line.style.left = `${EDGE.marginLeft + (span * (middle - range[0])) / (range[1] - range[0] || 1)}px`;
     line.hidden = false;
     words.replaceChildren(moment(bucket, phases, spaces));

@@ -23,9 +23,10 @@ function whenSection(story) {
   const phaseLanes = () => (facts().phases ?? []).filter((row) => row.last >= row.first).map((row) => ({ ...row, name: printable(row.name), lane: 0 }));
   figure(place, "timeline", "What happened when", (width) => {
     if (!over || !over.buckets.length) return { says: "This run holds no facts over time: replay it again with this version." };
+    if (tooShort(over)) return { says: `${tooShort(over)} Its counts are above and in the table of phases.` };
     const lengths = range()[1] - range()[0];
     const alive = (facts().spaces ?? []).map((row, index) => ({ space: index, name: printable(row.name), first: row.first_event, last: row.last_event }))
-      .filter((row) => row.last >= range()[0] && row.first <= range()[1]);
+      .filter((row) => row.last >= range()[0] && row.first < range()[1]);
     const spaces = packed(alive, LANES, lengths);
     const shown = inRange(over.buckets);
     const stage = el("div", { class: "stage" }, ...timeline(width, range(), over, shown, phaseLanes(), spaces, chosen.space));
@@ -37,10 +38,13 @@ function whenSection(story) {
       ...Object.keys(over.buckets[0].live).map((level) => ({ label: `live, level ${level}`, of: (row) => row.live[level] })),
       { label: "several parents", of: (row) => row.multi_parent },
       { label: "frames, several pages", of: (row) => row.several_pages },
+      ...Object.entries(WAYS).map(([part, label]) => ({ label, of: (row) => row.told_apart_by[part] })),
+      ...Object.keys(over.buckets[0].by_pages).map((n) => ({ label: `${n} pages`, of: (row) => row.by_pages[n] })),
     ];
     return {
       says: `${phase() ? `The phase “${printable(phase().name)}”` : "The whole recording"} from left to right, counted in recorded events, not in seconds: `
         + `each column is ${number(over.bucket_events)} of them.`
+        + `${phase() ? " Columns that reach into another phase are left out." : ""}`
         + `${spaces.length < alive.length ? ` ${spaces.length} of ${alive.length} address spaces found room.` : ""}`,
       chart: [stage, cursor(stage, width, range(), shown, phaseLanes(), spaces)],
       numbers: table("What happened when", columns, shown),
@@ -95,7 +99,7 @@ function whoSection(story) {
   });
   listing(place, "spaces-all", "Address spaces", () => {
     const rows = (facts().spaces ?? []).filter((row, index) => inMode(row) && (chosen.space === null || chosen.space === index)
-      && row.last_event >= range()[0] && row.first_event <= range()[1]);
+      && row.last_event >= range()[0] && row.first_event < range()[1]);
     if (!rows.length) return { says: "No address space is in use here." };
     return {
       says: `${number(rows.length)} of ${number(facts().spaces.length)}, in the order of their first use; the numbers are of their whole life.`,
