@@ -10,6 +10,7 @@ import pytest
 
 from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind
 from db.trace import TraceReader
+from tests.tracer.touches import first_touches
 from tracer.record import record
 from tracer.request import Outcome, Request
 
@@ -36,13 +37,16 @@ def number(value: Any) -> int:
 
 
 @pytest.fixture(scope="module", params=GUESTS)
-def walked(
-    request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[Any], list[Event], Outcome]:
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def walked(name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Event], Outcome]:
     """What a guest does, what was recorded of it, how that ended."""
     trace = tmp_path_factory.mktemp("walk") / "walk.db"
-    outcome = record(Request(trace, arguments=arguments(shared / "guests", request.param), version="test"))
-    expected = [json.loads(line) for line in (shared / "guests" / request.param / "events.jsonl").read_text().splitlines()]
+    outcome = record(Request(trace, arguments=arguments(shared / "guests", name), version="test"))
+    expected = [json.loads(line) for line in (shared / "guests" / name / "events.jsonl").read_text().splitlines()]
     with TraceReader(trace) as opened:
         return expected, list(opened.events()), outcome
 
@@ -87,6 +91,44 @@ def recorded_accesses(recorded: list[Event], faulted: bool) -> list[tuple[int, .
 def test_page_faults_are_exactly_the_guest_s(walked: Any) -> None:
     expected, recorded, _ = walked
     assert recorded_accesses(recorded, True) == accesses(expected, True)
+
+
+@pytest.fixture(scope="module")
+def every(name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    """The same guest with every access recorded."""
+    trace = tmp_path_factory.mktemp("every") / "walk.db"
+    record(Request(trace, arguments=arguments(shared / "guests", name), version="test", every_access=True))
+    with TraceReader(trace) as opened:
+        return list(opened.events())
+
+
+def told_of_data(expected: list[Any]) -> list[tuple[int, ...]]:
+    """Loads and stores but those by which the processor enters a page fault's handler, of which QEMU tells nothing."""
+    found, entering = [], False
+    for event in expected:
+        if event["ev"] == "access":
+            entering = entering and not event.get("fetch")
+            found += accesses([event], False) if not entering and not event.get("fetch") else []
+            entering = entering or bool(event.get("fault"))
+    return found
+
+
+def without_second_halves(found: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """QEMU loads a descriptor, or a table register's operand, in two parts; the list has the first. All lie in one page."""
+    kept: list[tuple[int, ...]] = []
+    for access in found:
+        half = bool(kept) and access[0] >> 12 == 1 and access[0] - kept[-1][0] in (2, 4) and not any((*access[1:], *kept[-1][1:]))
+        kept += [] if half and not kept[-1][0] % 4 else [access]
+    return kept
+
+
+def test_every_load_and_store_is_the_guest_s(walked: Any, every: list[Event]) -> None:
+    data = [e for e in every if e.kind == Kind.ACCESS and not (e.flags & ACCESS_FETCH and not e.flags & ACCESS_FAULT)]
+    assert without_second_halves(recorded_accesses(data, False)) == told_of_data(walked[0])
+
+
+def test_first_touches_are_those_of_every_access(walked: Any, every: list[Event]) -> None:
+    assert [event for event in walked[1] if event.kind == Kind.ACCESS] == first_touches(every)
 
 
 def test_mode_changes_are_the_guest_s(walked: Any) -> None:
