@@ -77,6 +77,25 @@ static inline void on_kernel_block(unsigned vcpu, void *data)
     }
 }
 
+/* Where the block runs whose code segment begins at `base`; all 64-bit code has 0. */
+static inline uint64_t running_block(unsigned vcpu, void *base)
+{
+    uint64_t from = (uint64_t)(uintptr_t)base, rip = qemu_rip(vcpu);
+
+    return from ? (uint32_t)(from + rip) : rip;
+}
+
+/* Where blocks are shared between addresses, their callbacks get the code segment's base. */
+static inline void on_shared_user_block(unsigned vcpu, void *base)
+{
+    on_user_block(vcpu, (void *)(uintptr_t)running_block(vcpu, base));
+}
+
+static inline void on_shared_kernel_block(unsigned vcpu, void *base)
+{
+    on_kernel_block(vcpu, (void *)(uintptr_t)running_block(vcpu, base));
+}
+
 #define BLOCK_CALLBACK(name, block) \
     static void name(unsigned vcpu, void *data) { block(vcpu, data); } \
     static void sole_##name(unsigned vcpu, void *data) \
@@ -87,6 +106,8 @@ static inline void on_kernel_block(unsigned vcpu, void *data)
 
 BLOCK_CALLBACK(user_block, on_user_block)
 BLOCK_CALLBACK(kernel_block, on_kernel_block)
+BLOCK_CALLBACK(shared_user_block, on_shared_user_block)
+BLOCK_CALLBACK(shared_kernel_block, on_shared_kernel_block)
 
 static void cross(unsigned vcpu, uint64_t va, bool user)
 {
@@ -104,15 +125,28 @@ static void on_crossing_kernel_block(unsigned vcpu, void *data)
     cross(vcpu, (uint64_t)(uintptr_t)data, false);
 }
 
-static exec_cb block_callback(bool user, bool crosses)
+static void on_crossing_shared_user_block(unsigned vcpu, void *base)
 {
-    if (crosses) {
-        return user ? on_crossing_user_block : on_crossing_kernel_block;
-    }
-    if (settings.vcpus == 1) {
-        return user ? sole_user_block : sole_kernel_block;
-    }
-    return user ? user_block : kernel_block;
+    cross(vcpu, running_block(vcpu, base), true);
+}
+
+static void on_crossing_shared_kernel_block(unsigned vcpu, void *base)
+{
+    cross(vcpu, running_block(vcpu, base), false);
+}
+
+static exec_cb block_callback(bool shared, bool user, bool crosses)
+{
+    static const exec_cb crossing[2][2] = {
+        {on_crossing_kernel_block, on_crossing_user_block},
+        {on_crossing_shared_kernel_block, on_crossing_shared_user_block},
+    };
+    static const exec_cb callbacks[2][2][2] = {
+        {{kernel_block, user_block}, {shared_kernel_block, shared_user_block}},
+        {{sole_kernel_block, sole_user_block}, {sole_shared_kernel_block, sole_shared_user_block}},
+    };
+
+    return crosses ? crossing[shared][user] : callbacks[settings.vcpus == 1][shared][user];
 }
 
 /* Page tables only, a block that may follow INVLPG: its operand's registers are what they were. */
@@ -163,7 +197,7 @@ static void on_far_transfer(unsigned vcpu, void *data)
 
 /*
  * INVLPG's operand travels in the callback's data, because QEMU does not say when it forgets a block and memory for it could be
- * freed. The address that one relative to rip starts from does not fit: a callback of its own, after the first, brings it.
+ * freed. The address of one relative to rip does not fit: a callback of its own, after the first, brings it.
  */
 static void *packed_operand(const struct operand *operand)
 {
@@ -171,6 +205,7 @@ static void *packed_operand(const struct operand *operand)
 
     packed |= (uint64_t)(operand->base + 2) << 32 | (uint64_t)(operand->index + 1) << 40;
     packed |= (uint64_t)operand->scale_shift << 48 | (uint64_t)(operand->segment + 1) << 52 | (uint64_t)operand->address32 << 56;
+    packed |= (uint64_t)operand->length << 57;
     return (void *)(uintptr_t)packed;
 }
 
@@ -182,6 +217,7 @@ static struct operand unpacked_operand(uint64_t packed)
         .scale_shift = (int8_t)(packed >> 48 & 0xf),
         .segment = (int8_t)((packed >> 52 & 0xf) - 1),
         .address32 = packed >> 56 & 1,
+        .length = packed >> 57 & 0xf,
         .displacement = (int32_t)(uint32_t)packed,
     };
 }
@@ -195,7 +231,9 @@ static void on_invlpg(unsigned vcpu, void *data)
 
 static void on_invlpg_from(unsigned vcpu, void *data)
 {
-    vcpus[vcpu].invlpg.next_va = (uint64_t)(uintptr_t)data;
+    struct operand *operand = &vcpus[vcpu].invlpg;
+
+    operand->next_va = qemu_running_pc(vcpu, (uint64_t)(uintptr_t)data) + operand->length;
 }
 
 static void on_read_cr2(unsigned vcpu, void *data)
@@ -207,6 +245,7 @@ static void on_read_cr2(unsigned vcpu, void *data)
 
 static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kind, const struct operand *operand)
 {
+    uint64_t va = qemu_plugin_insn_vaddr(insn);
     struct operand named;
 
     switch (kind) {
@@ -223,9 +262,10 @@ static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kin
         named = *operand;
         named.base = gdb_number(operand->base);
         named.index = gdb_number(operand->index);
+        named.length = (uint8_t)(operand->next_va - va);
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg, CB_R_REGS, packed_operand(&named));
         if (named.base == -2) {
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg_from, CB_NO_REGS, (void *)(uintptr_t)named.next_va);
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg_from, CB_NO_REGS, (void *)(uintptr_t)va);
         }
         break;
     case INSN_LIDT:
@@ -243,19 +283,19 @@ static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kin
     }
 }
 
-/* Whether the block being translated is user code; unknown counts as kernel code, which is watched more closely. */
-static bool translating_user_code(int vcpu)
+/* Whether the block being translated is user code. */
+static bool translating_user_code(unsigned vcpu)
 {
-    if (vcpu < 0 || !(qemu_reg((unsigned)vcpu, REG_CR0) & CR0_PE)) {
+    if (!(qemu_reg(vcpu, REG_CR0) & CR0_PE)) {
         return false;
     }
-    return (qemu_reg((unsigned)vcpu, REG_CS) & 3) == 3 || (qemu_reg((unsigned)vcpu, REG_EFLAGS) & EFLAGS_VM);
+    return (qemu_reg(vcpu, REG_CS) & 3) == 3 || (qemu_reg(vcpu, REG_EFLAGS) & EFLAGS_VM);
 }
 
 static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
-    int vcpu = qemu_translating_vcpu();
-    bool user = translating_user_code(vcpu);
+    unsigned vcpu = (unsigned)qemu_translating_vcpu();
+    bool user = translating_user_code(vcpu), shared = qemu_shares_blocks();
     size_t count = qemu_plugin_tb_n_insns(tb);
     uint64_t start = qemu_plugin_tb_vaddr(tb), next = start;
     uint8_t bytes[16];
@@ -263,13 +303,13 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
     bool after_invlpg = true;
 
     (void)id;
-    if (vcpu >= 0 && !user) {
+    if (!user) {
         pthread_mutex_lock(&lock);
         if (settings.touch_entries) {
             look_up_handler(&vcpus[vcpu]);
         } else {
             if (vcpus[vcpu].pending && !closed) {
-                resolve((unsigned)vcpu);
+                resolve(vcpu);
             }
             after_invlpg = follows_invlpg(&vcpus[vcpu], start);
         }
@@ -296,7 +336,12 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
     }
     if (settings.touch_entries) {
         bool crosses = (next - 1) >> PAGE_SHIFT != start >> PAGE_SHIFT;
-        qemu_plugin_register_vcpu_tb_exec_cb(tb, block_callback(user, crosses), CB_R_REGS, (void *)(uintptr_t)start);
+        uint64_t told = start;
+        if (shared) {
+            qemu_locate_rip(vcpu);
+            told = (uint32_t)(start - qemu_reg(vcpu, REG_RIP));
+        }
+        qemu_plugin_register_vcpu_tb_exec_cb(tb, block_callback(shared, user, crosses), CB_R_REGS, (void *)(uintptr_t)told);
     } else if (!user && after_invlpg) {
         qemu_plugin_register_vcpu_tb_exec_cb(tb, on_next_block, CB_R_REGS, NULL);
     }
@@ -331,7 +376,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
         return refuse("it needs qemu-system-x86_64");
     }
     if (!qemu_open()) {
-        return refuse("this QEMU neither exports its register functions nor has the plugin API's (9.0 and later)");
+        return refuse("this QEMU does not export the functions that tell its registers and stops: add --engine gdb, which needs none");
     }
     settings.vcpus = (unsigned)info->system.max_vcpus;
     settings.touch_entries = (unsigned)argument(argc, argv, "touch", 1024);

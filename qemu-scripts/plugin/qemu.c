@@ -1,11 +1,12 @@
 /*
  * What differs between QEMU versions.
  *
- * Registers: QEMU's own symbols, which Debian's binaries export in every version (gdb's register numbers); where they are
- * missing, the plugin API's register calls (QEMU 9.0 and later), which work on a vCPU's thread only.
+ * Registers: QEMU's own symbols (gdb's register numbers), which Debian's binaries export in every version. The plugin API's
+ * register calls (QEMU 9.0 and later) are no substitute: they tell neither whose code is translated nor of stops.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <malloc.h>
 #include <string.h>
 
 #include "shadowtrace.h"
@@ -15,29 +16,25 @@ __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 /* QEMU's own "the vCPU this thread runs". Weak: touched only after dlsym has found it. */
 extern __thread void *current_cpu __attribute__((weak, tls_model("initial-exec")));
 
-struct register_descriptor {
-    void *handle;
-    const char *name;
-    const char *feature;
+/* What QEMU's query-version returns. */
+struct version {
+    const int64_t *triple;
+    const char *package;
 };
-
-typedef struct {
-    char *data;
-    unsigned len;
-} GArray;
 
 static void *(*get_cpu)(int index);
 static int (*internal_read)(void *cpu, GByteArray *to, int number);
-static GArray *(*api_registers)(void);
-static int (*api_read)(void *handle, GByteArray *to);
+static const struct version *(*query_version)(void **error);
+static bool shares_blocks;
 static const void *(*insn_data_pointer)(const struct qemu_plugin_insn *insn);
 static size_t (*insn_data_copy)(const struct qemu_plugin_insn *insn, void *to, size_t most);
 static void *(*add_state_handler)(void (*handler)(void *data, bool running, int state), void *data);
 static GByteArray *(*array_new)(void);
 static GByteArray *(*array_resize)(GByteArray *array, unsigned length);
-static bool has_current_cpu;
 static void (*stopped_handler)(void);
 static __thread GByteArray *scratch;
+
+const uint64_t *_Atomic qemu_rips[MAX_VCPUS];
 
 __attribute__((constructor)) static void choose_version(void)
 {
@@ -53,12 +50,12 @@ __attribute__((constructor)) static void choose_version(void)
 /* A data pointer from dlsym as a function pointer, the way POSIX asks for. */
 #define FIND(function, name) (*(void **)&(function) = dlsym(RTLD_DEFAULT, (name)))
 
+/* Whether this QEMU exports what is needed. */
 bool qemu_open(void)
 {
     FIND(get_cpu, "qemu_get_cpu");
     FIND(internal_read, "x86_cpu_gdb_read_register");
-    FIND(api_registers, "qemu_plugin_get_registers");
-    FIND(api_read, "qemu_plugin_read_register");
+    FIND(query_version, "qmp_query_version");
     FIND(add_state_handler, "qemu_add_vm_change_state_handler");
     FIND(array_new, "g_byte_array_new");
     FIND(array_resize, "g_byte_array_set_size");
@@ -67,46 +64,14 @@ bool qemu_open(void)
     } else {
         FIND(insn_data_pointer, "qemu_plugin_insn_data");
     }
-    has_current_cpu = dlsym(RTLD_DEFAULT, "current_cpu") != NULL;
-    return array_new && array_resize && ((get_cpu && internal_read) || (api_registers && api_read));
+    if (!get_cpu || !internal_read || !query_version || !add_state_handler || !array_new || !array_resize ||
+        !dlsym(RTLD_DEFAULT, "current_cpu")) {
+        return false;
+    }
+    shares_blocks = query_version(NULL)->triple[0] >= 8;
+    return true;
 }
 
-static const char *register_name(enum reg number)
-{
-    static const char *const general[] = {"rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp",
-                                          "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
-
-    switch (number) {
-    case REG_EFLAGS: return "eflags";
-    case REG_CS: return "cs";
-    case REG_FS_BASE: return "fs_base";
-    case REG_GS_BASE: return "gs_base";
-    case REG_CR0: return "cr0";
-    case REG_CR2: return "cr2";
-    case REG_CR3: return "cr3";
-    case REG_CR4: return "cr4";
-    case REG_EFER: return "efer";
-    default: return number < 16 ? general[number] : "rip";
-    }
-}
-
-static int api_read_by_name(const char *name)
-{
-    static __thread GArray *known;
-
-    if (!known) {
-        known = api_registers();
-    }
-    for (unsigned i = 0; i < known->len; i++) {
-        struct register_descriptor *descriptor = (struct register_descriptor *)known->data + i;
-        if (strcmp(descriptor->name, name) == 0) {
-            return api_read(descriptor->handle, scratch);
-        }
-    }
-    return 0;
-}
-
-/* A register of a vCPU. With the plugin API only: on that vCPU's own thread. */
 uint64_t qemu_reg(unsigned vcpu, enum reg number)
 {
     uint64_t value = 0;
@@ -116,7 +81,7 @@ uint64_t qemu_reg(unsigned vcpu, enum reg number)
         scratch = array_new();
     }
     array_resize(scratch, 0);
-    bytes = internal_read && get_cpu ? internal_read(get_cpu((int)vcpu), scratch, number) : api_read_by_name(register_name(number));
+    bytes = internal_read(get_cpu((int)vcpu), scratch, number);
     if (bytes > 0) {
         memcpy(&value, scratch->data, bytes < 8 ? (size_t)bytes : 8);
     }
@@ -124,26 +89,76 @@ uint64_t qemu_reg(unsigned vcpu, enum reg number)
 }
 
 /*
- * Where an instruction runs that was translated at `translated`. From 8.0 on a block serves every address at which its page
- * is mapped; rip is then kept up to date at the start of each block, so it tells the page. Older ones translate anew.
+ * Where QEMU keeps a vCPU's rip: right behind its 16 general registers, the only place in the vCPU's object that holds these
+ * 17 values. NULL where that is not so.
  */
+static const uint64_t *find_rip(unsigned vcpu)
+{
+    /* The order in which instructions number them, by gdb's numbers. */
+    static const int order[] = {0, 2, 3, 1, 7, 6, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15, REG_RIP};
+    uint64_t values[sizeof order / sizeof *order];
+    uint64_t *words = get_cpu((int)vcpu);
+    const uint64_t *found = NULL;
+    size_t count = malloc_usable_size(words) / sizeof *words;
+
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
+        values[i] = qemu_reg(vcpu, (enum reg)order[i]);
+    }
+    for (size_t i = 0; i + sizeof values / sizeof *values <= count; i++) {
+        if (memcmp(words + i, values, sizeof values) == 0) {
+            if (found) {
+                return NULL;
+            }
+            found = words + i + sizeof values / sizeof *values - 1;
+        }
+    }
+    return found;
+}
+
+/*
+ * Whether a block serves every address at which its page is mapped, as from QEMU 8.0 on: rip is then kept up to date at the
+ * start of each block, and the code segment's base is the same wherever it runs. Older ones translate anew.
+ */
+bool qemu_shares_blocks(void)
+{
+    return shares_blocks;
+}
+
+/* Find again at each translation where rip is kept, until that is known; no longer believe what does not hold it. */
+void qemu_locate_rip(unsigned vcpu)
+{
+    static bool doubtful[MAX_VCPUS];
+    const uint64_t *rip = qemu_rips[vcpu];
+
+    if (doubtful[vcpu]) {
+        return;
+    }
+    if (!rip) {
+        qemu_rips[vcpu] = find_rip(vcpu);
+    } else if ((uint32_t)*rip != (uint32_t)qemu_reg(vcpu, REG_RIP)) {
+        qemu_rips[vcpu] = NULL;
+        doubtful[vcpu] = true;
+    }
+}
+
+/* Where an instruction runs that was translated at `translated`: where blocks are shared, rip tells the page. */
 uint64_t qemu_running_pc(unsigned vcpu, uint64_t translated)
 {
-    if (qemu_plugin_version < 2 || !internal_read || !get_cpu) {
+    if (!shares_blocks) {
         return translated;
     }
     /* Blocks end with their page: rip lies at or up to a page before the instruction. */
-    uint64_t apart = qemu_reg(vcpu, REG_RIP) - translated + PAGE_BYTES - 1;
+    uint64_t apart = qemu_rip(vcpu) - translated + PAGE_BYTES - 1;
     return translated + (apart & ~(uint64_t)(PAGE_BYTES - 1));
 }
 
-/* Which vCPU's thread this is, at translation; -1 where that cannot be told. */
+/* Which vCPU's thread this is; -1: none's. */
 int qemu_translating_vcpu(void)
 {
     static __thread int known = -1;
     static __thread void *known_cpu;
 
-    if (!has_current_cpu || !get_cpu || !current_cpu) {
+    if (!current_cpu) {
         return -1;
     }
     if (known_cpu != current_cpu) {
@@ -180,11 +195,9 @@ static void on_state(void *data, bool running, int state)
     stopped_handler();
 }
 
-/* Have `stopped` called whenever all vCPUs have stopped, and before they go on; never, where this QEMU has no way to. */
+/* Have `stopped` called whenever all vCPUs have stopped, and before they go on. */
 void qemu_on_stop(void (*stopped)(void))
 {
     stopped_handler = stopped;
-    if (add_state_handler && internal_read) {
-        add_state_handler(on_state, NULL);
-    }
+    add_state_handler(on_state, NULL);
 }

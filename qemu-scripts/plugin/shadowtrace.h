@@ -125,10 +125,22 @@ enum reg { REG_RSP = 7, REG_RIP = 16, REG_EFLAGS = 17, REG_CS = 18, REG_FS_BASE 
 
 bool qemu_open(void);
 uint64_t qemu_reg(unsigned vcpu, enum reg number);
+bool qemu_shares_blocks(void);
+void qemu_locate_rip(unsigned vcpu);
 uint64_t qemu_running_pc(unsigned vcpu, uint64_t translated);
 int qemu_translating_vcpu(void);
 size_t qemu_insn_bytes(const struct qemu_plugin_insn *insn, uint8_t *to, size_t most);
 void qemu_on_stop(void (*stopped)(void));
+/* Where QEMU keeps each vCPU's rip; NULL: not known. */
+extern const uint64_t *_Atomic qemu_rips[MAX_VCPUS];
+
+/* rip, by the quickest way: where blocks are shared each of them asks. */
+static inline uint64_t qemu_rip(unsigned vcpu)
+{
+    const uint64_t *rip = __atomic_load_n(&qemu_rips[vcpu], __ATOMIC_RELAXED);
+
+    return __builtin_expect(rip != NULL, 1) ? *rip : qemu_reg(vcpu, REG_RIP);
+}
 
 /* ---- decode.c ---- */
 
@@ -149,6 +161,7 @@ enum insn_kind {
 struct operand {
     int8_t base, index, scale_shift, segment;
     bool address32;
+    uint8_t length;
     int64_t displacement;
     uint64_t next_va;
 };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from bisect import bisect_right
 from pathlib import Path
 
@@ -40,6 +41,24 @@ def test_one_instruction_at_two_addresses(stock: bool, qemu_of_backports: str, t
     where = FIRMWARE + (tmp_path / "alias.bin").read_bytes().index(bytes.fromhex("c705002c0200"))
     with TraceReader(trace) as opened:
         assert list(origins(opened).values()) == [where, where + 0x1000000, where]
+        paging = max(seq for seq, event in enumerate(opened.events(), 1) if event.kind == Kind.REGS)
+        found = [event.addr for event in opened.events() if event.kind == Kind.ACCESS and event.flags & 4]
+        assert found[-5:] == [where - 0x1D, where - 0x18, where + 0x1000000, where - 0xC, where - 7]
+        assert len([seq for seq, e in enumerate(opened.events(), 1) if seq > paging and e.kind == Kind.ACCESS and e.flags & 4]) == 5
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize("stock", [True, False], ids=["stock QEMU", "QEMU of backports"])
+def test_faults_of_a_handler_at_two_addresses(stock: bool, qemu_of_backports: str, tmp_path: Path) -> None:
+    """Its page is mapped twice, and the gate is moved from one mapping to the other: the faults are those of QEMU's log."""
+    log = tmp_path / "int.log"
+    trace, _ = recorded("gate", tmp_path, "-d", "int", "-D", str(log), program=None if stock else qemu_of_backports)
+    logged = [int(address, 16) for address in re.findall(r"v=0e .* CR2=(\w+)", log.read_text())]
+    with TraceReader(trace) as opened:
+        found = [event for event in opened.events() if event.kind == Kind.ACCESS]
+    assert [event.addr for event in found if event.flags & 8] == logged == [0x500000, 0x500004, 0x500008]
+    handlers = [event.addr for event in found if event.flags & 4 and event.addr >> 24]
+    assert handlers and not handlers[0] & 63 and set(handlers) == {handlers[0]}
 
 
 @pytest.mark.boot

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from db.errors import ShadowtraceError
 from db.event import Kind, Seen, unpack_words
-from tracer import plugin
+from tests.tracer.metal import arguments
+from tracer import plugin, qemu
 from tracer.plugin import NO_WORD, REC_EFER, REC_PC, REC_PDPTES, REC_WORDS, RECORD, WRITE_HAS_PC, Batch, StreamParser
 
 
@@ -129,6 +131,22 @@ def test_the_plugin_is_built_once(tmp_path: Path) -> None:
     assert plugin.build(tmp_path) == first
     assert first.stat().st_mtime_ns == stamp
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+
+@pytest.mark.boot
+def test_a_qemu_that_does_not_export_its_registers_is_refused(tmp_path: Path) -> None:
+    """QEMU itself, with the name of the function taken out of its symbols."""
+    program = tmp_path / "qemu-system-x86_64"
+    code = Path(qemu.find_qemu(None)).read_bytes()
+    name = b"\0x86_cpu_gdb_read_register\0"
+    assert name in code
+    program.write_bytes(code.replace(name, name.replace(b"read", b"gone")))
+    program.chmod(0o755)
+    command = [program, *arguments("halt", tmp_path), "-plugin", str(plugin.build())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode != 0
+    assert "shadowtrace plugin: this QEMU does not export" in done.stderr
+    assert "--engine gdb" in done.stderr
 
 
 def test_without_a_compiler_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
