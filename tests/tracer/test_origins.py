@@ -64,6 +64,28 @@ def test_faults_of_a_handler_at_two_addresses(stock: bool, qemu_of_backports: st
 
 @pytest.mark.boot
 @pytest.mark.parametrize("stock", [True, False], ids=["stock QEMU", "QEMU of backports"])
+def test_a_store_across_two_tables_is_one_access_to_each(stock: bool, qemu_of_backports: str, tmp_path: Path) -> None:
+    trace, _ = recorded("cross", tmp_path, program=None if stock else qemu_of_backports)
+    with TraceReader(trace) as opened:
+        events = list(opened.events())
+    paging = max(at for at, event in enumerate(events) if event.kind == Kind.REGS and event.extra[0] >> 31)
+    tables = [event for event in events[paging:] if 0x22000 <= event.addr < 0x24000]
+    assert [(e.kind, e.addr, e.flags & WRITE_SIZE) for e in tables if e.kind in (Kind.ACCESS, Kind.WRITE)] == [
+        (Kind.ACCESS, 0x22FFE, 1),
+        (Kind.WRITE, 0x22FFE, 2),
+        (Kind.ACCESS, 0x23000, 1),
+        (Kind.WRITE, 0x23000, 2),
+        (Kind.ACCESS, 0x22FFC, 1),
+        (Kind.WRITE, 0x22FFC, 4),
+        (Kind.ACCESS, 0x23000, 1),
+        (Kind.WRITE, 0x23000, 4),
+        (Kind.ACCESS, 0x23010, 1),
+        (Kind.WRITE, 0x23010, 4),
+    ]
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize("stock", [True, False], ids=["stock QEMU", "QEMU of backports"])
 def test_every_kind_of_store_is_told_by_its_instruction(stock: bool, qemu_of_backports: str, tmp_path: Path) -> None:
     """The bytes in the firmware at each origin are those of the instruction that guest.S has for that store."""
     recipe = guest.load("bare")
