@@ -68,7 +68,7 @@ def test_a_store_across_two_tables_is_one_access_to_each(stock: bool, qemu_of_ba
     trace, _ = recorded("cross", tmp_path, program=None if stock else qemu_of_backports)
     with TraceReader(trace) as opened:
         events = list(opened.events())
-    paging = max(at for at, event in enumerate(events) if event.kind == Kind.REGS and event.extra[0] >> 31)
+    paging = min(at for at, event in enumerate(events) if event.kind == Kind.REGS and event.extra[0] >> 31 & 1)
     tables = [event for event in events[paging:] if 0x22000 <= event.addr < 0x24000]
     assert [(e.kind, e.addr, e.flags & WRITE_SIZE) for e in tables if e.kind in (Kind.ACCESS, Kind.WRITE)] == [
         (Kind.ACCESS, 0x22FFE, 1),
