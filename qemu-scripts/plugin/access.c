@@ -211,15 +211,10 @@ static bool leaves_page(qemu_plugin_meminfo_t info, uint64_t va)
     return (va & (PAGE_BYTES - 1)) + (1u << qemu_plugin_mem_size_shift(info)) > PAGE_BYTES;
 }
 
-static RARE void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, uint64_t pc)
+static void store_part(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, enum storer storer, uint64_t pc)
 {
     struct vcpu *v = &vcpus[vcpu];
-    unsigned size = 1u << qemu_plugin_mem_size_shift(info), room = PAGE_BYTES - (unsigned)(va & (PAGE_BYTES - 1));
-    bool user = storer == USER;
 
-    if (!(info & store_bits)) {
-        return; /* an exception within the instruction loads its gate */
-    }
     pthread_mutex_lock(&lock);
     if (!closed) {
         if (v->pending && storer == BETWEEN) {
@@ -231,15 +226,28 @@ static RARE void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t 
             v->cache_generation = generation;
         }
         v->generation = v->pending ? 0 : generation;
-        store_in_page(vcpu, info, va, size < room ? size : room, user, pc);
-        if (size > room) {
-            store_in_page(vcpu, info, va + room, size - room, user, pc);
-        }
+        store_in_page(vcpu, info, va, size, storer == USER, pc);
         if (atomic_load(&tables_generation) != generation) {
             memset(v->store_cache, 0, sizeof v->store_cache);
         }
     }
     pthread_mutex_unlock(&lock);
+}
+
+static RARE void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, uint64_t pc)
+{
+    unsigned size = 1u << qemu_plugin_mem_size_shift(info), room = PAGE_BYTES - (unsigned)(va & (PAGE_BYTES - 1));
+
+    if (!(info & store_bits)) {
+        return; /* an exception within the instruction loads its gate */
+    }
+    store_part(vcpu, info, va, size < room ? size : room, storer, pc);
+    if (size > room) {
+        if (settings.touch_entries) {
+            touch(vcpu, TOUCH_STORE, va + room, storer == USER);
+        }
+        store_part(vcpu, info, va + room, size - room, storer, pc);
+    }
 }
 
 /* Whether a store may be one to a table, as far as its page tells: the cache does not know it, or is not up to date. */
@@ -334,23 +342,17 @@ void on_own_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *
 
 /* ---- with touches ---- */
 
-static inline void touch_all(unsigned vcpu, qemu_plugin_meminfo_t info, enum touch kind, uint64_t va, bool user)
-{
-    touch(vcpu, kind, va, user);
-    if (near_end(va) && leaves_page(info, va)) {
-        touch(vcpu, kind, (va | (PAGE_BYTES - 1)) + 1, user);
-    }
-}
-
 static inline void memory_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, bool user, void *pc)
 {
     bool is_store = info & store_bits;
     enum touch kind = is_store ? TOUCH_STORE : TOUCH_LOAD;
 
     catch_up(&vcpus[vcpu]);
-    touch_all(vcpu, info, kind, va, user);
+    touch(vcpu, kind, va, user);
     if (is_store) {
-        store(vcpu, info, va, user ? USER : KERNEL, pc);
+        store(vcpu, info, va, user ? USER : KERNEL, pc); /* it touches the next page where it reaches that */
+    } else if (near_end(va) && leaves_page(info, va)) {
+        touch(vcpu, kind, (va | (PAGE_BYTES - 1)) + 1, user);
     }
     remember(&vcpus[vcpu], kind, va, user);
 }

@@ -42,6 +42,8 @@ typedef void (*exec_cb)(unsigned vcpu, void *data);
 typedef void (*mem_cb)(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data);
 typedef void (*atexit_cb)(qemu_plugin_id_t id, void *data);
 
+void qemu_plugin_register_vcpu_init_cb(qemu_plugin_id_t id, vcpu_cb cb);
+void qemu_plugin_register_vcpu_exit_cb(qemu_plugin_id_t id, vcpu_cb cb);
 void qemu_plugin_register_vcpu_idle_cb(qemu_plugin_id_t id, vcpu_cb cb);
 void qemu_plugin_register_vcpu_resume_cb(qemu_plugin_id_t id, vcpu_cb cb);
 void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, tb_trans_cb cb);

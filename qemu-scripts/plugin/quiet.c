@@ -42,7 +42,7 @@ static void look_for_foreign(bool at_once)
 static bool all_stand_still(int but)
 {
     for (unsigned i = 0; i < settings.vcpus; i++) {
-        if ((int)i != but && !vcpus[i].idle) {
+        if ((int)i != but && vcpus[i].exists && !vcpus[i].idle) {
             return false;
         }
     }
@@ -70,6 +70,18 @@ static void on_stopped(void)
         stream_flush();
     }
     pthread_mutex_unlock(&lock);
+}
+
+static void on_init(qemu_plugin_id_t id, unsigned vcpu)
+{
+    (void)id;
+    vcpus[vcpu].exists = true;
+}
+
+static void on_exit_vcpu(qemu_plugin_id_t id, unsigned vcpu)
+{
+    (void)id;
+    vcpus[vcpu].exists = false;
 }
 
 static void on_idle(qemu_plugin_id_t id, unsigned vcpu)
@@ -155,6 +167,8 @@ bool quiet_open(qemu_plugin_id_t id)
         return false;
     }
     pthread_detach(flusher);
+    qemu_plugin_register_vcpu_init_cb(id, on_init);
+    qemu_plugin_register_vcpu_exit_cb(id, on_exit_vcpu);
     qemu_plugin_register_vcpu_idle_cb(id, on_idle);
     qemu_plugin_register_vcpu_resume_cb(id, on_resume);
     qemu_plugin_register_atexit_cb(id, on_exit_qemu, NULL);

@@ -54,6 +54,7 @@ struct vcpu {
     uint64_t store_touch;           /* the store touch recorded last, or NO_VA */
     struct operand invlpg;
     bool known; /* registers have been recorded once */
+    _Atomic bool exists; /* and is not only a place for one */
     bool idle;  /* its thread waits: between on_idle and on_resume */
     uint64_t cr0, cr3, cr4, efer;
     struct table *roots[4];

@@ -33,10 +33,16 @@ def short(event: Event) -> tuple[int, int, int, int]:
     return event.addr, event.flags & WRITE_SIZE, event.value, event.flags >> WRITE_SEEN_SHIFT
 
 
-@pytest.mark.parametrize("request_", [{}, {"deterministic": True}], ids=["", "all vCPUs on one thread"])
+@pytest.mark.parametrize(
+    ("more", "request_"),
+    [((), {}), (("-smp", "1,maxcpus=2"), {}), ((), {"deterministic": True})],
+    ids=["", "a place for another vCPU", "all vCPUs on one thread"],
+)
 @pytest.mark.parametrize("stock", [True, False], ids=["stock QEMU", "QEMU of backports"])
-def test_a_device_that_writes_into_a_directory(stock: bool, request_: dict[str, bool], qemu_of_backports: str, tmp_path: Path) -> None:
-    trace, outcome = recorded("dma", tmp_path, *GIVEN, program=None if stock else qemu_of_backports, **request_)
+def test_a_device_that_writes_into_a_directory(
+    stock: bool, more: tuple[str, ...], request_: dict[str, bool], qemu_of_backports: str, tmp_path: Path
+) -> None:
+    trace, outcome = recorded("dma", tmp_path, *GIVEN, *more, program=None if stock else qemu_of_backports, **request_)
     verdict = outcome.verdict
     assert verdict is not None
     # Newer QEMUs take the debug port for a power-off.
