@@ -34,7 +34,7 @@ def command(trace: Path, query: str | None, listing: bool, form: str, limit: int
 
     \b
     Example:
-      shadowtrace sql boot.db "SELECT comm, count(*) FROM v_cr3_load GROUP BY comm"
+      shadowtrace sql boot.db "SELECT size, count(*) FROM v_pt_write GROUP BY size"
       shadowtrace sql boot.db --list
     """
     if listing and query is not None:

@@ -11,8 +11,6 @@ from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, Group, grouped, unknown
 from analyzer.mmu import Mmu
 from analyzer.model import parameters
 from analyzer.outcome import Outcome, outcome
-from analyzer.overtime import over_time
-from analyzer.rows import lives, rows_of
 from analyzer.story import Root, Story
 from tests.analyzer.guests import Step, apply, start, steps
 from tests.analyzer.test_overtime import MARKS
@@ -87,20 +85,14 @@ def test_keys_sort_by_their_values_numbers_the_greatest_first() -> None:
 
 def test_a_slice_of_time_counts_what_its_bucket_over_time_counts() -> None:
     left = end()
-    rows = rows_of(left.journal)
-    buckets = over_time(rows, lives(rows), left.counters.events_total).buckets
+    buckets = facts(left, MARKS)["over_time"]["buckets"]
     groups = {group["time"]: group for group in grouped(left, MARKS, ("time",))}
     assert len(groups) > 3
     for bucket in buckets:
-        group = groups.get(bucket.first, dict.fromkeys(COUNTS, 0))
-        assert (group["lookups"], group["hits"], group["made"], group["faults"], group["stores"], group["died"] + group["emptied"]) == (
-            bucket.lookups,
-            bucket.hits,
-            bucket.made,
-            bucket.faults,
-            bucket.stores,
-            bucket.zapped,
-        )
+        group = groups.get(bucket["first"], dict.fromkeys(COUNTS, 0))
+        same = ("lookups", "hits", "made", "faults", "stores")
+        assert {name: group[name] for name in same} == {name: bucket[name] for name in same}
+        assert group["died"] + group["emptied"] == bucket["zapped"]
 
 
 def test_a_condition_that_nothing_fits_is_told_with_what_there_is() -> None:
