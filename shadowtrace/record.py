@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from analyzer.reports import recorded
 from db.errors import EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OURS, UsageError
@@ -17,6 +18,16 @@ from tracer.attach import Attachment, attach
 from tracer.qemu import Capture
 from tracer.record import record
 from tracer.request import Request
+
+#: What only the plugin does, and what only a QEMU that we start can be given.
+_OF_THE_PLUGIN = {
+    "touch": "--touch",
+    "touch_entries": "--touch-entries",
+    "drop_at_stores": "--drop-at-stores",
+    "drop_when_behind": "--drop-when-behind",
+    "user_stores": "--user-stores",
+}
+_OF_OUR_QEMU = {"until": "--until", "marks": "--mark", "program": "--qemu", "deterministic": "--deterministic"}
 
 
 @click.command("record", context_settings={"ignore_unknown_options": False})
@@ -61,7 +72,7 @@ from tracer.request import Request
 )
 @click.option("--ram-file", type=click.Path(path_type=Path), metavar="FILE", help="With --attach: the file that guest RAM lies in; faster.")
 @click.option("--net", is_flag=True, help="With --engine gdb: no watchpoints, only what changed between two stops.")
-@click.option("--deterministic", is_flag=True, help="Run on instruction counts and a fixed clock: twice the same.")
+@click.option("--deterministic", is_flag=True, help="Run on instruction counts and a fixed clock: twice the same (not by gdb).")
 @click.option("--linger", default=64, show_default=True, type=click.IntRange(1, 1024), help="Stores a retired table is watched for.")
 @click.option("--max-tables", default=1 << 18, show_default=True, type=click.IntRange(1), help="Tables tracked at once at the most.")
 @click.option("--drop-when-behind", is_flag=True, help="Drop and count events when the recorder is behind; else the guest waits.")
@@ -74,7 +85,9 @@ from tracer.request import Request
     help="full: a power cut takes no committed batch either.",
 )
 @click.option("--user-stores", is_flag=True, help="With --touch none: watch user code's stores too.")
+@click.pass_context
 def command(
+    context: click.Context,
     guest: str | None,
     qemu_args: tuple[str, ...],
     output: Path,
@@ -117,10 +130,17 @@ def command(
         raise UsageError("--net is a way of capturing by gdb", "add --engine gdb")
     if ram_file is not None and socket is None:
         raise UsageError("--ram-file belongs to --attach", "add --attach SOCKET")
-    if socket is not None and (guest is not None or qemu_args or until or marks or deterministic):
-        raise UsageError(
-            "--attach takes no guest, QEMU arguments or symbols: that QEMU runs already", "end it with --for, --events or Ctrl-C"
-        )
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if socket is not None:
+        if guest is not None or qemu_args:
+            raise UsageError(
+                "--attach takes no guest and no QEMU arguments: that QEMU runs already", "end it with --for, --events or Ctrl-C"
+            )
+        _refuse_with_attach(given, engine)
+    if touch == "none":
+        given.discard("touch")
+    if (socket is not None or engine == "gdb") and (foreign := [_OF_THE_PLUGIN[name] for name in _OF_THE_PLUGIN if name in given]):
+        raise UsageError(f"{foreign[0]} is for the plugin: gdb sees page tables and faults only", "leave it out, or record by the plugin")
     named, arguments = _what(guest, qemu_args) if socket is None else (None, ())
     recipe = guests.load(named) if named is not None else None
     request = Request(
@@ -143,8 +163,6 @@ def command(
     )
     if seconds is not None and not math.isfinite(seconds):
         raise UsageError(f"--for {seconds} is no number of seconds", "for example --for 60")
-    if engine == "gdb" and touch == "every":
-        raise UsageError("gdb cannot see every access", "leave out --touch, or --engine gdb")
     if user_stores and touch != "none":
         raise UsageError("--user-stores is for page tables only: with touches they are watched anyway", "add --touch none, or leave it out")
     with recording_line(f"recording into {output}; Ctrl-C ends it and seals the file") as progress:
@@ -156,6 +174,14 @@ def command(
     if outcome.ended == "crash":
         return EXIT_OURS
     return EXIT_LIMIT if strict_loss and outcome.lost else 0
+
+
+def _refuse_with_attach(given: set[str], engine: str) -> None:
+    """Raise ``UsageError`` for an option that would need a QEMU of ours."""
+    if ours := [_OF_OUR_QEMU[name] for name in _OF_OUR_QEMU if name in given]:
+        raise UsageError(f"--attach takes no {ours[0]}: that QEMU runs already", "end it with --for, --events or Ctrl-C")
+    if "engine" in given and engine != "gdb":
+        raise UsageError("--attach captures by gdb: a plugin is loaded when QEMU starts", "leave out --engine")
 
 
 def _what(guest: str | None, qemu_args: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:

@@ -50,7 +50,7 @@ def check_attachment(attachment: Attachment) -> None:
 def attach(attachment: Attachment, request: Request, progress: Callable[[Status], None] | None = None) -> Outcome:
     """Record from now on. The trace is sealed whichever way it ends; raises ``ShadowtraceError`` before it begins."""
     check_attachment(attachment)
-    with TraceWriter(request.output, request.force) as writer:
+    with TraceWriter(request.output, request.force, request.sync) as writer:
         writer.describe(
             source="record",
             guest="attached",

@@ -18,7 +18,8 @@ class EngineSession(Session):
 
     ``stream``, ``control`` and ``ram`` are paths that gdb can open: where events go, the counters, guest RAM (empty where no file
     is known: it is then read through the stub). ``lost`` is true once QEMU is gone; ``missed`` counts the times that a control
-    register was found changed by an instruction that was not found. Raises ``ShadowtraceError`` where the engine
+    register was found changed by an instruction that was not found, ``refused`` the breakpoints and watchpoints that the stub did not
+    take. Raises ``ShadowtraceError`` where the engine
     does not start.
     """
 
@@ -33,7 +34,7 @@ class EngineSession(Session):
             raise ShadowtraceError(f"the capture engine does not start in gdb: {error}", "it needs gdb 12 or later with Python") from error
         self.ram_bytes, self.vcpus = int(found["ram"]), int(found["vcpus"])
         self.running = self.lost = False
-        self.missed = 0
+        self.missed = self.refused = 0
         try:
             _check(found["kvm"], ram, self.ram_bytes)
             arguments = (stream, control, ram, str(int(exact)), str(capture.linger), str(capture.max_tables))
@@ -50,7 +51,7 @@ class EngineSession(Session):
         if self._stops:
             return self._stops.pop(0)
         done = self.command(f"-shadowtrace-slice {timeout}")
-        self.missed = int(done["missed"])
+        self.missed, self.refused = int(done["missed"]), int(done["refused"])
         reason, pc, number = str(done["reason"]), int(done["pc"], 16), int(done["number"])
         if reason in ("breakpoint", "watch"):
             return Stop(reason, pc, number)

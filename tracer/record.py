@@ -21,8 +21,6 @@ from tracer.recording import Recording
 from tracer.request import Outcome, Request, Status
 
 _DETERMINISTIC = ["-icount", "shift=3,sleep=off", "-rtc", "base=2020-01-01,clock=vm", "-seed", "1"]
-#: Under a debugger `sleep=off` makes virtual time run away: each stop looks like idleness, which is skipped.
-_DETERMINISTIC_UNDER_GDB = ["-icount", "shift=3", *_DETERMINISTIC[2:]]
 
 
 def record(request: Request, progress: Callable[[Status], None] | None = None) -> Outcome:
@@ -32,7 +30,12 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
     object_path = _plugin(program) if request.engine == "plugin" else None
     arguments, described = _what(request)
     if request.deterministic:
-        arguments += _DETERMINISTIC if request.engine == "plugin" else _DETERMINISTIC_UNDER_GDB
+        if request.engine != "plugin":
+            raise UsageError(
+                "a capture by gdb is not the same twice: each stop moves the guest's clock",
+                "record the run with QEMU's rr=record and replay it, as docs/how-it-works.md says",
+            )
+        arguments += _DETERMINISTIC
     qemu.check_arguments(arguments)
     if request.engine != "plugin" and qemu.vcpus(arguments) > 1:
         raise UsageError("gdb captures one vCPU", "use --engine plugin for several, or -smp 1")

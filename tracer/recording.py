@@ -290,6 +290,8 @@ class Recording:
         self.ingest.lose_the_rest(control.by_vcpu, cause)
         if self.engine is not None and self.engine.missed:
             self._lose(self.engine.missed, "control registers found changed by instructions that were not found in time")
+        if self.engine is not None and self.engine.refused:
+            self._lose(self.engine.refused, "watchpoints or breakpoints that QEMU's stub refused (each stands for all it would have shown)")
         if control.tables_refused:
             self._lose(control.tables_refused, "tables beyond the limit of tables tracked at once (each stands for all its stores)")
         self._name_origins()

@@ -59,6 +59,11 @@ class Capture:
         self.missed = 0
         """Times that a control register was found changed by something that was not seen."""
 
+    @property
+    def refused(self) -> int:
+        """Breakpoints and watchpoints that the stub refused."""
+        return self._mappings.refused
+
     # -- life cycle --------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:

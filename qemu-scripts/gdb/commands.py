@@ -49,7 +49,8 @@ def _begin(stream: str, control: str, ram: str, exact: str, linger: str, most: s
 
 def _slice(seconds: str) -> dict[str, object]:
     reason, pc, number = _Engine.capture.run(float(seconds))
-    return {"reason": reason, "pc": f"{pc:#x}", "number": str(number), "missed": str(_Engine.capture.missed)}
+    capture = _Engine.capture
+    return {"reason": reason, "pc": f"{pc:#x}", "number": str(number), "missed": str(capture.missed), "refused": str(capture.refused)}
 
 
 def _stop(kind: str, va: str, size: str) -> dict[str, object]:

@@ -51,6 +51,8 @@ class Mappings:
         self.five_levels = False
         self.breakpoints = 0
         """Breakpoints that are set now."""
+        self.refused = 0
+        """Times that the stub refused to set one, or a watchpoint."""
 
     # -- mappings ----------------------------------------------------------------------------------------------------
 
@@ -160,7 +162,7 @@ class Mappings:
         armed = (kind, va, size)
         count = self._armed.get(armed, 0)
         if not count:
-            self._arms.insert(*armed)
+            self.refused += not self._arms.insert(*armed)
             self.breakpoints += kind == BREAKPOINT
         self._armed[armed] = count + 1
 

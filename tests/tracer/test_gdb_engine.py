@@ -282,3 +282,21 @@ def test_what_cannot_be_attached_to_is_refused_with_a_sentence(socket: str, tmp_
     assert ("TCP" if ":" in socket else "no socket") in done.stderr
     assert "hint:" in done.stderr
     assert not (tmp_path / "t.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("by", "options"),
+    [
+        *((by, option) for by in ("attach", "gdb", "net") for option in ("--touch every", "--touch first", "--touch-entries 64")),
+        *((by, option) for by in ("attach", "gdb", "net") for option in ("--keep-at-stores", "--drop-when-behind", "--user-stores")),
+        *((by, "--deterministic") for by in ("attach", "gdb", "net")),
+        *(("attach", option) for option in ("--engine plugin", "--qemu true", "--until f", "--mark f", "-- -m 64M")),
+    ],
+)
+def test_what_gdb_cannot_honour_is_refused(by: str, options: str, tmp_path: Path, cli: Cli) -> None:
+    ways = {"attach": ["--attach", "socket"], "gdb": ["bare", "--engine", "gdb"], "net": ["bare", "--engine", "gdb", "--net"]}
+    done = cli("record", *ways[by], "-o", tmp_path / "t.db", *options.split(), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "is no socket" not in done.stderr
+    assert "hint:" in done.stderr
+    assert not (tmp_path / "t.db").exists()
