@@ -215,5 +215,10 @@ class _Attached(Recording):
             self.capture_lost = True
             return None
 
+    def _finish(self) -> None:
+        # gdb holds the stream's other end: it comes to its end with gdb, whether QEMU is there or not.
+        self.machine.quit()
+        super()._finish()
+
     def _qemu_ended(self) -> tuple[str, str]:
         return "exit", "the QEMU that was attached to ended"
