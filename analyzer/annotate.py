@@ -56,25 +56,28 @@ class Function:
 
 def annotate(trace: TraceReader, journal: Journal | None) -> list[Function]:
     """Every function that stored to a page table, the busiest first. Without a journal only stores and frames are counted."""
-    emulated, floods, zaps = _costs(journal, trace.count())
+    emulated, floods, zaps = _costs(journal)
     functions: dict[int | None, Function] = {}
     find = _Finder(trace)
     for seq, addr, pc in STORES.rows(trace):
         known = find(pc)
         function = functions.setdefault(known.address, known)
-        cost = (addr >> 12, bool(emulated[seq]), bool(floods[seq]), int(zaps[seq]))
+        # A file may number its events as it likes; the first of a journal is the machine's creation, which stores nothing.
+        at = seq if 0 < seq < len(emulated) else 0
+        cost = (addr >> 12, bool(emulated[at]), bool(floods[at]), int(zaps[at]))
         function.tally.add(*cost)
         if pc is not None:
             function.instructions.setdefault(pc & MASK64, Tally()).add(*cost)
     return sorted(functions.values(), key=lambda function: -function.tally.stores)
 
 
-def _costs(journal: Journal | None, events: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _costs(journal: Journal | None) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """For each event by number: emulated stores, those that flooded, and pages zapped by stores."""
     if journal is None:
-        none = np.zeros(events + 1, np.int64)
+        none = np.zeros(1, np.int64)
         return none, none, none
     rows = journal.rows
+    events = int(rows["event"].max(initial=0))
     store = rows["what"] == What.STORE
     died = ((rows["what"] == What.DIED) | (rows["what"] == What.EMPTIED)) & np.isin(rows["cause"], _BY_STORES)
 

@@ -24,6 +24,9 @@ _NAMES = {"crc32", "most_shared_gfn", "form", "first", "last", "event", "first_e
 _BY_ROLE = ("get_page", "live")
 _OF_A_SPACE = "pages_now"
 
+#: The greatest number that is taken for one.
+_MOST = 1 << 63
+
 #: What facts of single slices of a replay are called: hundreds, of which each says little.
 _SLICES = "over_time.buckets["
 
@@ -104,7 +107,9 @@ def _number(name: str, value: Any) -> Iterator[tuple[str, Number]]:
     if isinstance(value, bool) or value is None:
         return
     if isinstance(value, int | float):
-        yield name, value
+        # What JSON says may be anything; no fact is greater.
+        if abs(value) <= _MOST:
+            yield name, value
     elif isinstance(value, Mapping):
         yield from _numbers(value, f"{name}.")
     elif isinstance(value, Sequence) and not isinstance(value, str):
@@ -131,7 +136,7 @@ def _label(entry: Mapping[str, Any]) -> str:
     for key in _identity(entry):
         value = entry[key]
         if key == "glevels":
-            parts.append(Mode(value).label if value in Mode._value2member_map_ else f"glevels={value}")
+            parts.append(Mode(value).label if isinstance(value, int) and value in Mode._value2member_map_ else f"glevels={value}")
         elif key in ("quadrant", "metaphysical", "generation"):
             parts += [f"{key}={value}"] if value else []
         elif key == "gfn" and isinstance(value, int):

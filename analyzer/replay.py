@@ -210,9 +210,18 @@ def yardstick(
     if not wanted or not parameters.caching:
         return None, False
     without = model_parameters("uncached", pages=parameters.pages, ram_pages=parameters.ram_pages, strict=parameters.strict)
-    if (known := kept(trace, "uncached", without, version, core)) is not None:
+    if (known := kept(trace, "uncached", without, version, core)) is not None and _can_be_compared(known):
         return known, False
     return run(trace, "uncached", without, version, progress, core=core)[0], True
+
+
+def _can_be_compared(done: Run) -> bool:
+    """Whether the facts of a kept run, which may be anything that someone put into the file, have what a comparison asks for."""
+    try:
+        saved(done.facts, done.facts, Costs())
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return False
+    return True
 
 
 def with_saved(done: Run, without: Run | None, costs: Costs) -> Run:

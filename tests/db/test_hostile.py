@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -357,6 +358,29 @@ def test_json_that_is_no_run_s(text: str, trace: Path, cli: Cli) -> None:
     done = cli("diff", trace.parent / "f.json", trace)
     assert done.returncode in (0, 2)
     assert "defect" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["1e308", "1" + "0" * 400, "NaN", '[{"glevels": [], "hits": 1}]'])
+def test_facts_beyond_all_numbers(text: str, trace: Path, cli: Cli) -> None:
+    (trace.parent / "f.json").write_text(f'{{"facts": {{"zaps": {{"total": {text}}}, "roles": {text}}}}}')
+    done = cli("diff", trace.parent / "f.json", trace)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_kept_yardstick_that_is_none_is_replayed_anew(trace: Path, cli: Cli) -> None:
+    good = cli("report", trace)
+    assert "What it saved" in good.stdout
+    connection = sqlite3.connect(trace)
+    for number, text in connection.execute("SELECT id, facts FROM run WHERE model = 'uncached'").fetchall():
+        connection.execute("UPDATE run SET facts = ? WHERE id = ?", (json.dumps(json.loads(text) | {"fills": []}), number))
+    connection.commit()
+    connection.close()
+    assert cli("report", trace).stdout == good.stdout
+
+
+def test_annotate_takes_no_memory_for_numbers(trace: Path, cli: Cli) -> None:
+    change(trace, f"UPDATE event SET seq = {1 << 40} WHERE seq = (SELECT max(seq) FROM event)")
+    assert cli("annotate", trace).returncode == 0
 
 
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for(trace: Path, cli: Cli) -> None:
