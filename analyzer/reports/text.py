@@ -17,6 +17,9 @@ _COLOUR = re.compile(r"\x1b\[\d*m")
 #: A word of a shell's command, as ``shlex.quote`` writes it.
 _SHELL_WORD = re.compile(r"(?:'[^']*'|[^' ])+")
 
+#: Characters of a text from a trace that are shown at the most.
+_LONGEST = 1 << 14
+
 
 @dataclass(frozen=True)
 class Look:
@@ -41,8 +44,9 @@ def look() -> Look:
 
 
 def printable(text: str) -> str:
-    """Text from a guest or a trace made harmless: what is not printable is shown escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Text from a guest or a trace made harmless: what is not printable is shown escaped, what is longer than any name is cut."""
+    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def number(value: int) -> str:

@@ -383,6 +383,14 @@ def test_annotate_takes_no_memory_for_numbers(trace: Path, cli: Cli) -> None:
     assert cli("annotate", trace).returncode == 0
 
 
+@pytest.mark.parametrize("verb", ["stat", "report", "replay"])
+def test_megabytes_of_a_title_are_cut(verb: str, trace: Path, cli: Cli) -> None:
+    change(trace, "UPDATE recording SET title = replace(hex(zeroblob(2000000)), '00', 'ab ')")
+    done = cli(verb, trace, COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert 10_000 < len(done.stdout) < 100_000
+
+
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for(trace: Path, cli: Cli) -> None:
     os.mkfifo(trace.parent / "pipe")
     for arguments in (("import", trace.parent / "pipe", "-o", trace.parent / "x.db"), ("sweep", trace, "-o", trace.parent / "pipe")):
