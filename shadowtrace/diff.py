@@ -17,7 +17,7 @@ from db import captures
 from db.errors import EXIT_LIMIT, UsageError
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import chosen, given, paired_model_options, show
+from shadowtrace.options import asked, chosen, paired_model_options, show
 from shadowtrace.progress import replay_line
 
 
@@ -68,7 +68,7 @@ def command(
       shadowtrace diff --capture boot.db --log qemu.log
     """
     if capture:
-        if limits or given(options):
+        if limits or asked(options):
             raise UsageError("--fail-on, models and their parameters are for runs", "leave them out, or --capture")
         return _captures([left] if right is None else [left, right], log, common)
     if log is not None or common:

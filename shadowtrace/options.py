@@ -74,15 +74,16 @@ def paired_model_options(command: Command) -> Command:
     return command
 
 
-def given(names: Iterable[str]) -> bool:
-    """Whether any of these parameters of the verb that runs stands on its command line."""
-    context = click.get_current_context()
-    return any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in names)
+def asked(names: Iterable[str]) -> list[str]:
+    """The options for these parameters that stand on the command line of the verb that runs, as they are written."""
+    context, wanted = click.get_current_context(), set(names)
+    parameters = ((one.name, one.opts[0]) for one in context.command.params if one.name in wanted)
+    return [option for name, option in parameters if name and context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
 
 
 def refuse_model_options(names: Iterable[str], hint: str) -> None:
     """Raise ``UsageError`` where a model option is given to a verb that replays nothing."""
-    if given(names):
+    if asked(names):
         raise UsageError("nothing is replayed: a model and its parameters have no say here", hint)
 
 

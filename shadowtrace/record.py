@@ -6,12 +6,11 @@ import math
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from analyzer.reports import recorded
 from db.errors import EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OURS, UsageError
 from shadowtrace import __version__
-from shadowtrace.options import force_option, output_option, show
+from shadowtrace.options import asked, force_option, output_option, show
 from shadowtrace.progress import recording_line
 from tracer import guest as guests
 from tracer.attach import Attachment, attach
@@ -20,14 +19,8 @@ from tracer.record import record
 from tracer.request import Request
 
 #: What only the plugin does, and what only a QEMU that we start can be given.
-_OF_THE_PLUGIN = {
-    "touch": "--touch",
-    "touch_entries": "--touch-entries",
-    "drop_at_stores": "--drop-at-stores",
-    "drop_when_behind": "--drop-when-behind",
-    "user_stores": "--user-stores",
-}
-_OF_OUR_QEMU = {"until": "--until", "marks": "--mark", "program": "--qemu", "deterministic": "--deterministic"}
+_OF_THE_PLUGIN = ("touch", "touch_entries", "drop_at_stores", "drop_when_behind", "user_stores")
+_OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
 
 
 @click.command("record", context_settings={"ignore_unknown_options": False})
@@ -85,9 +78,7 @@ _OF_OUR_QEMU = {"until": "--until", "marks": "--mark", "program": "--qemu", "det
     help="full: a power cut takes no committed batch either.",
 )
 @click.option("--user-stores", is_flag=True, help="With --touch none: watch user code's stores too.")
-@click.pass_context
 def command(
-    context: click.Context,
     guest: str | None,
     qemu_args: tuple[str, ...],
     output: Path,
@@ -130,16 +121,14 @@ def command(
         raise UsageError("--net is a way of capturing by gdb", "add --engine gdb")
     if ram_file is not None and socket is None:
         raise UsageError("--ram-file belongs to --attach", "add --attach SOCKET")
-    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if socket is not None:
         if guest is not None or qemu_args:
             raise UsageError(
                 "--attach takes no guest and no QEMU arguments: that QEMU runs already", "end it with --for, --events or Ctrl-C"
             )
-        _refuse_with_attach(given, engine)
-    if touch == "none":
-        given.discard("touch")
-    if (socket is not None or engine == "gdb") and (foreign := [_OF_THE_PLUGIN[name] for name in _OF_THE_PLUGIN if name in given]):
+        _refuse_with_attach(engine)
+    foreign = [option for option in asked(_OF_THE_PLUGIN) if option != "--touch" or touch != "none"]
+    if foreign and (socket is not None or engine == "gdb"):
         raise UsageError(f"{foreign[0]} is for the plugin: gdb sees page tables and faults only", "leave it out, or record by the plugin")
     named, arguments = _what(guest, qemu_args) if socket is None else (None, ())
     recipe = guests.load(named) if named is not None else None
@@ -176,11 +165,11 @@ def command(
     return EXIT_LIMIT if strict_loss and outcome.lost else 0
 
 
-def _refuse_with_attach(given: set[str], engine: str) -> None:
+def _refuse_with_attach(engine: str) -> None:
     """Raise ``UsageError`` for an option that would need a QEMU of ours."""
-    if ours := [_OF_OUR_QEMU[name] for name in _OF_OUR_QEMU if name in given]:
+    if ours := asked(_OF_OUR_QEMU):
         raise UsageError(f"--attach takes no {ours[0]}: that QEMU runs already", "end it with --for, --events or Ctrl-C")
-    if "engine" in given and engine != "gdb":
+    if asked(("engine",)) and engine != "gdb":
         raise UsageError("--attach captures by gdb: a plugin is loaded when QEMU starts", "leave out --engine")
 
 

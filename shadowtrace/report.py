@@ -29,7 +29,7 @@ from db.errors import UsageError
 from db.files import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
-from shadowtrace.options import chosen, core_option, given, model_options, trace_argument
+from shadowtrace.options import asked, chosen, core_option, model_options, trace_argument
 from shadowtrace.progress import replay_line
 
 ROW_FORMATS = ("jsonl", "csv", "markdown")
@@ -95,7 +95,7 @@ def command(
     keys = _keys(by, sort, limit, only, form)
     conditions = [_condition(text) for text in only]
     _check_output(form, keys, output)
-    if keys and (idle := _asked(_OF_THE_WHOLE)):
+    if keys and (idle := asked(_OF_THE_WHOLE)):
         raise UsageError(f"rows know no {idle[0]}: it is for the whole report", "leave it out, or --by and the formats of rows")
     costs = Costs(cycles_exit, cycles_fault, cycles_fill)
     seen = look() if output is None else Look()
@@ -171,14 +171,9 @@ def _shown(opened: TraceReader, run: replay.Run, wanted: _Wanted) -> tuple[str, 
     return text, [without] if without is not None and made else []
 
 
-def _asked(names: Iterable[str]) -> list[str]:
-    """Which options for these parameters stand on the command line."""
-    return [one.opts[0] for one in click.get_current_context().command.params if one.name in names and given((one.name,))]
-
-
 def _refuse_of_live(form: str, names: Iterable[str]) -> None:
     """Raise ``UsageError`` where more is asked for than a live KVM's log can tell."""
-    refused = _asked(names) + ([f"--format {form}"] if form not in ("table", "json") else [])
+    refused = asked(names) + ([f"--format {form}"] if form not in ("table", "json") else [])
     if refused:
         raise UsageError(
             f"a live KVM's log holds no events to replay: there is no {refused[0]} of it", "leave it out; --format json has all there is"

@@ -26,8 +26,8 @@ class Driver:
 
     ``on_mark(name)`` is called at each moment with a name; ``on_name(root, pid, name, argv)`` when a program was executed, and for the
     kernel's own address spaces, which have no ``pid``; ``root`` is a physical address, ``argv`` is ``None`` where it does not show.
-    ``slide`` is how far the kernel was moved, once it has been found. Without ``symbols`` there is one mark, ``reset``, and no names. Raises ``UsageError`` for a symbol the
-    kernel lacks.
+    ``slide`` is how far the kernel was moved, once it has been found. Without ``symbols`` there is one mark, ``reset``, and no names.
+    Raises ``UsageError`` for a symbol the kernel lacks.
     """
 
     def __init__(
