@@ -62,6 +62,18 @@ def _leaves(facts: Facts) -> list[Facts]:
     return [role for role in facts["roles"] if role["level"] == 1 and not role["metaphysical"]]
 
 
+def _refused(facts: Facts, parameters: Parameters) -> Judgement:
+    refused, loads = facts["mode"]["gp_injected"], facts["events"]["cr3"] + facts["events"]["regs"]
+    if refused < 10 or 100 * refused < loads:
+        return None
+    return (
+        f"{refused:,} of {loads:,} loads of control registers were refused with #GP, which the real guest never got: what came after was"
+        " replayed with the registers of before.",
+        {"refused": refused, "loads": loads},
+        f"shadowtrace report {TRACE}" if parameters.strict else f"shadowtrace script {TRACE} --kind cr3 --kind regs",
+    )
+
+
 def _leaves_flooded(facts: Facts, parameters: Parameters) -> Judgement:
     leaves = _leaves(facts)
     lookups, hits = sum(role["lookups"] for role in leaves), sum(role["hits"] for role in leaves)
@@ -187,6 +199,13 @@ def _late_contents(facts: Facts, _: Parameters) -> Judgement:
 
 
 RULES = (
+    Rule(
+        "loads-refused",
+        "10 loads of control registers or more refused with #GP, a hundredth of all at the least",
+        "2.6.20 refuses control registers and PAE pointers with bits that it takes for reserved; `--strict` makes it refuse bits that later"
+        " processors gave a meaning. A guest that ran on was not refused by its processor, so from there on the replay is of another guest.",
+        _refused,
+    ),
     Rule(
         "leaves-flooded",
         "1,000 look-ups of leaf tables or more, a quarter of them hits at the most, and half of the leaf tables' deaths floods",

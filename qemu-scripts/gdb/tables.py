@@ -18,7 +18,7 @@ from stream import SEEN_EXACT, WRITE, Stream
 L1, L2, L3, L4, L5, L1_32, L2_32 = range(7)
 KINDS = 7
 
-PRESENT, BIG, NX = 1, 1 << 7, 1 << 63
+PRESENT, ACCESSED, BIG, NX = 1, 1 << 5, 1 << 7, 1 << 63
 BASE64, BASE32 = 0x000F_FFFF_FFFF_F000, 0xFFFF_F000
 _WALKER64 = int.from_bytes((0x60).to_bytes(8, "little") * 512, "little")
 _WALKER32 = int.from_bytes((0x60).to_bytes(4, "little") * 1024, "little")
@@ -268,14 +268,16 @@ class Tables:
             if table.linger_left <= 0:
                 self._retire(table)
 
-    def take_again(self, gfn: int) -> None:
-        """A page's content, though it is no table: where PAE's four pointers lie."""
+    def take_pdpt(self, gpa: int, pdptes: tuple[int, ...]) -> None:
+        """The content of the page where PAE's four pointers lie, as a processor takes them, though it is no table."""
+        gfn, start = divmod(gpa, PAGE)
         page = self._ram.read(gfn * PAGE, PAGE)
         table = self.by_frame.get(gfn)
         if table is not None:
             for offset in range(0, PAGE, 8):
                 self._relink(table, page, offset, 8)
-        self._stream.content(gfn, page)
+        four = b"".join(entry.to_bytes(8, "little") for entry in pdptes)
+        self._stream.content(gfn, page[:start] + four + page[start + len(four) :])
 
     def _relink(self, table: Table, page: bytes, offset: int, size: int) -> None:
         """Take some bytes into the table's copy and follow the links and mappings they gain and lose: gains first."""

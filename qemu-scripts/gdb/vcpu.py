@@ -7,7 +7,7 @@ from mappings import EXECUTABLE, Mappings
 from memory import PAGE, Ram, in_ram
 from stream import CR3, EFER, PDPTES, REGS, Stream
 from stub import Registers
-from tables import BASE32, BASE64, BIG, L2, L2_32, L4, L5, PRESENT, Table, Tables
+from tables import ACCESSED, BASE32, BASE64, BIG, L2, L2_32, L4, L5, PRESENT, Table, Tables
 
 CR0_PG, CR0_TS = 1 << 31, 1 << 3
 CR4_PSE, CR4_PAE, CR4_LA57 = 1 << 4, 1 << 5, 1 << 12
@@ -80,7 +80,7 @@ class Vcpu:
         if self._is_pae():
             self._four_pointers()
             if not was_pae:
-                self._tables.take_again((self.cr3 & 0xFFFF_FFFF) >> 12)
+                self._tables.take_pdpt(self.cr3 & 0xFFFF_FFE0, self._pdptes)
         self._load_roots()
         self._stream.event(REGS, 0, cr0, cr4, [(EFER, 0, 0, efer, 0)])
 
@@ -88,8 +88,9 @@ class Vcpu:
         return bool(self.paging and self._cr4 & CR4_PAE and not self.long_mode)
 
     def _four_pointers(self) -> tuple[int, ...]:
+        """PAE's pointers as a processor takes them: QEMU's walker marks them as accessed, which none does, the bit is reserved."""
         data = self.read(self.cr3 & 0xFFFF_FFE0, 32)
-        self._pdptes = tuple(int.from_bytes(data[at : at + 8], "little") for at in range(0, 32, 8))
+        self._pdptes = tuple(int.from_bytes(data[at : at + 8], "little") & ~ACCESSED for at in range(0, 32, 8))
         return self._pdptes
 
     def _load_roots(self) -> None:

@@ -102,9 +102,23 @@ uint64_t tables_foreign(void)
     return found;
 }
 
-/* A page's content, though it is no table: where PAE's four pointers lie. */
-void tables_content(unsigned vcpu, uint64_t gfn)
+/*
+ * PAE's four pointers as a processor takes them. QEMU's walker marks them as accessed, which none does: there the bit is reserved, and a
+ * guest that copies its kernel's pointer would carry it into every address space.
+ */
+void tables_pdptes(uint64_t cr3, uint64_t pdptes[4])
 {
+    tables_read(cr3 & 0xffffffe0u, pdptes, 32);
+    for (unsigned i = 0; i < 4; i++) {
+        pdptes[i] &= ~PTE_ACCESSED;
+    }
+}
+
+/* The content of the page where PAE's four pointers lie, though it is no table. */
+void tables_pdpt(unsigned vcpu, uint64_t cr3)
+{
+    uint64_t gfn = (cr3 & 0xffffffffu) >> PAGE_SHIFT;
+    uint64_t pdptes[4];
     uint8_t page[PAGE_BYTES];
 
     tables_read(gfn << PAGE_SHIFT, page, sizeof page);
@@ -113,5 +127,7 @@ void tables_content(unsigned vcpu, uint64_t gfn)
             relink(vcpu, by_frame[gfn], page, at, 8);
         }
     }
+    tables_pdptes(cr3, pdptes);
+    memcpy(page + (cr3 & 0xfe0), pdptes, sizeof pdptes);
     emit_content(vcpu, gfn, page);
 }

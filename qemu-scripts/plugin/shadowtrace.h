@@ -36,6 +36,7 @@
 #define EFLAGS_VM (1ull << 17)
 
 #define PTE_PRESENT 1ull
+#define PTE_ACCESSED 0x20ull
 #define PTE_PS (1ull << 7)
 #define BASE64 0x000ffffffffff000ull
 #define BASE32 0xfffff000ull
@@ -108,7 +109,8 @@ struct table *tables_load_root(unsigned vcpu, uint64_t gfn, enum table_kind kind
 void tables_unload_root(struct table *root);
 void tables_store(unsigned vcpu, uint64_t gpa, unsigned size, uint64_t pc);
 void tables_set_pse(unsigned vcpu, bool pse);
-void tables_content(unsigned vcpu, uint64_t gfn);
+void tables_pdptes(uint64_t cr3, uint64_t pdptes[4]);
+void tables_pdpt(unsigned vcpu, uint64_t cr3);
 uint64_t tables_foreign(void);
 uint64_t table_bit(uint64_t gpa);
 /* Goes up whenever the set of tracked pages grows: caches of "not a table" from before are void. */

@@ -164,7 +164,7 @@ static void record_cr3(unsigned vcpu, uint64_t cr3)
 
     v->cr3 = cr3;
     if (is_pae(v->cr0, v->cr4, v->efer)) {
-        tables_read(cr3 & 0xffffffe0u, pdptes, sizeof pdptes);
+        tables_pdptes(cr3, pdptes);
         event.flags = 1;
         sides[0].addr = pdptes[0];
         sides[0].value = pdptes[1];
@@ -188,10 +188,10 @@ static void record_mode(unsigned vcpu, uint64_t cr0, uint64_t cr4, uint64_t efer
     v->efer = efer;
     tables_set_pse(vcpu, cr4 & CR4_PSE);
     if (is_pae(cr0, cr4, efer)) {
-        tables_read(v->cr3 & 0xffffffe0u, pdptes, sizeof pdptes);
+        tables_pdptes(v->cr3, pdptes);
         if (!was_pae) {
             /* The processor reads the four entries now, as at a cr3 load: whoever replays has to find them in memory. */
-            tables_content(vcpu, (v->cr3 & 0xffffffffu) >> PAGE_SHIFT);
+            tables_pdpt(vcpu, v->cr3);
         }
     }
     load_roots(vcpu, pdptes);

@@ -106,6 +106,14 @@ def pae_loads(directories: int) -> Mmu:
     return mmu
 
 
+def pae_pointers(bad: int) -> Mmu:
+    """200 cr3 loads of a PAE guest, so many of them with a pointer that has the accessed bit."""
+    mmu = pae_loads(4)
+    for turn in range(200):
+        mmu.cr3(0, 0x1000, (0x2021 if turn < bad else 0x2001, 0, 0, 0))
+    return mmu
+
+
 def alternating(first: int, second: int, **changes: int) -> Mmu:
     """1,200 cr3 loads, of one frame and another by turns."""
     mmu = make(**changes)
@@ -126,6 +134,7 @@ def contents_again(changed: int) -> Mmu:
 
 
 SPEAKS: dict[str, Callable[[], Mmu]] = {
+    "loads-refused": lambda: pae_pointers(10),
     "leaves-flooded": lambda: stored_between_accesses(3, 8),
     "one-frame": lambda: stored_between_accesses(3, 1),
     "bucket-crowded": lambda: big_pages(20, 10),
@@ -138,6 +147,7 @@ SPEAKS: dict[str, Callable[[], Mmu]] = {
     "contents-late": lambda: contents_again(20),
 }
 SILENT: dict[str, Callable[[], Mmu]] = {
+    "loads-refused": lambda: pae_pointers(9),
     "leaves-flooded": lambda: stored_between_accesses(3, 8, flood=0),
     "one-frame": lambda: stored_between_accesses(3, 8),
     "bucket-crowded": lambda: big_pages(8, 20),
