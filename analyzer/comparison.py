@@ -14,7 +14,7 @@ from x86.registers import Mode
 Number = int | float
 
 #: What tells the entries of a list of facts apart: a page or a role by all of the first that it has, others by one of the second.
-_ROLE = ("gfn", "glevels", "level", "quadrant", "metaphysical", "generation")
+_ROLE = ("gfn", "root", "glevels", "level", "quadrant", "metaphysical", "generation")
 _KEYS = ("bucket", "level", "pages", "name", "first", "up_to", "length")
 
 #: Numbers that are no quantities: a digest, a frame, the version of the facts' form, places in the trace and among births, given costs.
@@ -139,8 +139,8 @@ def _label(entry: Mapping[str, Any]) -> str:
             parts.append(Mode(value).label if isinstance(value, int) and value in Mode._value2member_map_ else f"glevels={value}")
         elif key in ("quadrant", "metaphysical", "generation"):
             parts += [f"{key}={value}"] if value else []
-        elif key == "gfn" and isinstance(value, int):
-            parts.append(f"gfn={value:#x}")
+        elif key in ("gfn", "root") and isinstance(value, int):
+            parts.append(f"{key}={value:#x}")
         else:
             parts.append(f"{key}={value}")
     return " ".join(parts)

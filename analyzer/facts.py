@@ -30,7 +30,7 @@ from x86.paging import PRESENT, USER, WRITABLE
 Facts = dict[str, Any]
 
 #: The form of these facts. It changes when a fact is added or changes its meaning, so that older kept runs are not taken for new.
-FORM = 5
+FORM = 6
 
 #: Frames with several shadow pages that are named, at most; and frames whose pages were made most often.
 TOP_FRAMES = 20

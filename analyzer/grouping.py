@@ -21,7 +21,7 @@ from analyzer.overtime import phase_of, slice_length
 from analyzer.rows import Rows, rows_of
 from analyzer.running import Ints, pairs
 from analyzer.spaces import Spaces, spaces, unnamed
-from analyzer.story import Story
+from analyzer.story import Story, place
 from x86.registers import Mode
 
 Group = dict[str, Any]
@@ -118,8 +118,8 @@ def _space(ground: _Ground) -> tuple[Ints, Labels]:
 def labels(known: Spaces) -> list[str]:
     """Each address space told from all others: its program, the frame of its root, which program of that frame it is, the mode."""
     names = [
-        f"{space.name} @{space.gfn:#x}.{space.generation}"
-        if space.glevels and space.name != unnamed(space.gfn, space.generation)
+        f"{space.name} @{place(space.root)}.{space.generation}"
+        if space.glevels and space.name != unnamed(space.root, space.generation)
         else space.name
         for space in known.all
     ]

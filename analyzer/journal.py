@@ -24,7 +24,7 @@ what          cause                               page, other
 ``UNLINKED``  0                                   other: the parent whose entry points to page no more
 ``DIED``      index in ``CAUSES``                 page went to the free list
 ``EMPTIED``   index in ``CAUSES``                 page is a root in use: it was zapped and kept
-``SWITCHED``  glevels                             a vCPU took roots: low and high 32 bits of cr3's frame (not the mode's)
+``SWITCHED``  glevels                             a vCPU took roots: low and high 32 bits of their address, see ``ROOT_SHIFT``
 ``FAULT``     a ``Fault``                         page: the leaf table that holds the entry after it, or ``NO_PAGE``
 ``STORE``     1: flooded                          page: the newest shadow of the frame stored to; other: how many it has
 ============  ==================================  =================================================================
@@ -42,6 +42,9 @@ from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: The address of roots in a ``SWITCHED`` is cr3's in 32 bytes: of PAE's four pointers, or of the page in any other mode.
+ROOT_SHIFT = 5
 
 #: No page at all.
 NO_PAGE = 0xFFFF_FFFF

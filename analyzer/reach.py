@@ -59,7 +59,7 @@ def _edges(rows: Rows, end: int) -> list[tuple[int, int]]:
 def _roots(rows: Rows, spaces: Spaces, end: int) -> list[tuple[int, int]]:
     """(address space, root page): the pages that an address space's newest load of roots looked up.
 
-    Of the generations of one frame only the newest counts: the frame is its now.
+    Of the generations of one root only the newest counts: the root is its now.
     """
     at = np.flatnonzero(((rows.what[:end] == What.MADE) | (rows.what[:end] == What.FOUND)) & (rows.cause[:end] == AS_ROOT))
     space = spaces.of_row[at]
@@ -68,7 +68,7 @@ def _roots(rows: Rows, spaces: Spaces, end: int) -> list[tuple[int, int]]:
     current: dict[tuple[int, int], int] = {}
     for i in np.unique(space).tolist():
         known = spaces.all[i]
-        key = (known.glevels, known.gfn)
+        key = (known.glevels, known.root)
         if key not in current or known.generation > spaces.all[current[key]].generation:
             current[key] = i
     kept = np.zeros(len(spaces.all), bool)

@@ -28,7 +28,7 @@ def _read(trace: TraceReader) -> Story:
     marks = sorted(trace.rows("mark"), key=lambda row: (row["seq"], row["id"]))
     bounds = [row["seq"] for row in marks] + [trace.count()]
     found = tuple(Mark(row["name"], row["seq"] + 1, _accesses(trace, row["seq"], bounds[i + 1])) for i, row in enumerate(marks))
-    roots = tuple(Root(space.root_gfn, space.first, space.comm) for space in History(trace).generations)
+    roots = tuple(Root(space.root, space.first, space.comm) for space in History(trace).generations)
     return Story(found, roots)
 
 

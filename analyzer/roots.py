@@ -5,7 +5,7 @@ from __future__ import annotations
 from analyzer.cache import ShadowCache, ShadowPage
 from analyzer.context import PT32E_ROOT_LEVEL, PT64_ROOT_LEVEL, PT_DIRECTORY_LEVEL, Context, Roots
 from analyzer.counters import Counters
-from analyzer.journal import NO_PAGE, JournalWriter, What
+from analyzer.journal import NO_PAGE, ROOT_SHIFT, JournalWriter, What
 from analyzer.memory import GuestMemory
 from analyzer.model import Parameters
 from analyzer.role import pack, quadrant
@@ -194,8 +194,8 @@ class RootedMmu:
             context.root_level = PT64_ROOT_LEVEL
         else:
             context.root_level = PT32E_ROOT_LEVEL if context.cr4 & CR4_PAE else 2
-        frame = context.cr3 >> PAGE_SHIFT
-        self.journal.add(What.SWITCHED, context.root_level, frame & 0xFFFF_FFFF, frame >> 32)
+        root = (context.cr3 if context.root_level == PT32E_ROOT_LEVEL else context.cr3 & -PAGE_BYTES) >> ROOT_SHIFT
+        self.journal.add(What.SWITCHED, context.root_level, root & 0xFFFF_FFFF, root >> 32)
         wanted = self._wanted_roots(context)
         key = (context.root_level, *(-1 if gfn is None else gfn for gfn in wanted))
         reused = next((kept for kept in context.kept_roots if kept.key == key), None)

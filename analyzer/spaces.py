@@ -1,7 +1,7 @@
 """Address spaces: which one each row of a journal belongs to, what they are called, and what each did.
 
-An address space is the paging levels in force and the frame in cr3; without paging there is one for the whole machine. A
-frame is the root of one address space after another, its generations: ``analyzer.stays`` has told them apart.
+An address space is the paging levels in force and the root that cr3 names; without paging there is one for the whole machine.
+A root is that of one address space after another, its generations: ``analyzer.stays`` has told them apart.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyzer.journal import What
+from analyzer.journal import ROOT_SHIFT, What
 from analyzer.rows import Rows
 from analyzer.running import Ints, count
-from analyzer.story import Root, Story
+from analyzer.story import Root, Story, place
+from x86.paging import PAGE_SHIFT
 
 _NEVER = 1 << 62
 
@@ -23,12 +24,13 @@ class AddressSpace:
     """An address space, and what was done in it."""
 
     glevels: int
-    gfn: int
-    """Frame in cr3; 0 without paging."""
+    root: int
+    """Physical address of the top table, or of PAE's four pointers; 0 without paging."""
     generation: int
-    """From 0, for each root frame."""
+    """From 0, for each root."""
     name: str
-    """The program's, raw, as the guest has it; ``gfn 0x..`` where none is known, with the generation behind a point from 1 on."""
+    """The program's, raw, as the guest has it; ``gfn 0x..`` where none is known, with how far into that frame the root lies behind a plus
+    sign, and the generation behind a point from 1 on."""
     loads: int
     """Times a vCPU took its roots: cr3 loads with paging on, and changes of mode."""
     lookups: int
@@ -53,10 +55,10 @@ def spaces(rows: Rows, story: Story) -> Spaces:
     """Find the address spaces of a journal and give each row its own."""
     switches = rows.of(What.SWITCHED)
     glevels = rows.cause[switches]
-    gfn = np.where(glevels > 0, rows.page[switches] | rows.other[switches] << 32, 0)
+    root = np.where(glevels > 0, rows.page[switches] | rows.other[switches] << 32, 0)
     firsts = _firsts(story.roots)
-    generation = _generations(rows.event[switches], np.where(glevels > 0, gfn, -1), firsts)
-    keys = np.stack((glevels, gfn, generation), axis=1)
+    generation = _generations(rows.event[switches], np.where(glevels > 0, root, -1), firsts)
+    keys = np.stack((glevels, root, generation), axis=1)
     unique, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     place = np.empty(len(order), np.int64)
@@ -77,19 +79,19 @@ def _switch_of(rows: Rows, switches: Ints) -> Ints:
 
 
 def _firsts(roots: tuple[Root, ...]) -> dict[int, list[Root]]:
-    """The generations of each frame."""
+    """The generations of each root, by its address as the journal has it."""
     found: dict[int, list[Root]] = {}
     for root in roots:
-        found.setdefault(root.gfn, []).append(root)
+        found.setdefault(root.address >> ROOT_SHIFT, []).append(root)
     return found
 
 
-def _generations(events: Ints, gfn: Ints, known: dict[int, list[Root]]) -> Ints:
-    """For switches at these events to these frames, the last generation that has begun."""
+def _generations(events: Ints, root: Ints, known: dict[int, list[Root]]) -> Ints:
+    """For switches at these events to these roots, the last generation that has begun."""
     generation = np.zeros(len(events), np.int64)
-    for frame, roots in known.items():
+    for where, roots in known.items():
         if len(roots) > 1:
-            at = np.flatnonzero(gfn == frame)
+            at = np.flatnonzero(root == where)
             generation[at] = np.searchsorted([root.first for root in roots[1:]], events[at], side="right")
     return generation
 
@@ -103,7 +105,7 @@ def to_neighbours(rows: Rows) -> int:
     total = 0
     for vcpu in np.unique(rows.vcpu[switches]).tolist():
         own = switches[(rows.vcpu[switches] == vcpu) & (rows.cause[switches] > 0)]
-        gfn = rows.page[own] | rows.other[own] << 32
+        gfn = (rows.page[own] | rows.other[own] << 32) >> PAGE_SHIFT - ROOT_SHIFT
         total += int(np.count_nonzero(gfn[1:] ^ gfn[:-1] == 1))
     return total
 
@@ -116,14 +118,14 @@ def _describe(rows: Rows, keys: list[list[int]], of_row: Ints, known: dict[int, 
     np.minimum.at(first, of_row, rows.event)
     np.maximum.at(last, of_row, rows.event)
     found = []
-    for i, (glevels, gfn, generation) in enumerate(keys):
+    for i, (glevels, root, generation) in enumerate(keys):
         hits, made = by_what[What.FOUND][i], by_what[What.MADE][i]
         found.append(
             AddressSpace(
                 glevels,
-                gfn,
+                root << ROOT_SHIFT,
                 generation,
-                _name(gfn, generation, known) if glevels else "no paging",
+                _name(root, generation, known) if glevels else "no paging",
                 by_what[What.SWITCHED][i],
                 hits + made,
                 hits,
@@ -136,11 +138,11 @@ def _describe(rows: Rows, keys: list[list[int]], of_row: Ints, known: dict[int, 
     return found
 
 
-def _name(gfn: int, generation: int, known: dict[int, list[Root]]) -> str:
-    name = known[gfn][generation].name if gfn in known else None
-    return unnamed(gfn, generation) if name is None else name
+def _name(root: int, generation: int, known: dict[int, list[Root]]) -> str:
+    name = known[root][generation].name if root in known else None
+    return unnamed(root << ROOT_SHIFT, generation) if name is None else name
 
 
-def unnamed(gfn: int, generation: int) -> str:
-    """What an address space is called whose program is not known."""
-    return f"gfn {gfn:#x}" + (f".{generation}" if generation else "")
+def unnamed(root: int, generation: int) -> str:
+    """What the address space of a root is called whose program is not known."""
+    return f"gfn {place(root)}" + (f".{generation}" if generation else "")

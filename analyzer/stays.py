@@ -1,9 +1,11 @@
 """Address spaces: which root was loaded when, what it was called, for how many events it stayed.
 
-A page directory's frame is used again by another process, so an address space is a root frame and its generation. A frame
-that is loaded after its content was recorded anew while it was not loaded is the next generation: it had ceased to be a root
-in between. A name holds for the generation in which the recording learnt it; a second name begins one of its own, as an exec
-does that gets the frame it had, with the load during which it was learnt. Loads of a frame that is loaded already are one stay.
+A page directory's frame is used again by another process, so an address space is a root and its generation. A root that is
+loaded after its content was recorded anew while it was not loaded is the next generation: it had ceased to be a root in
+between. PAE's four pointers are no table that is recorded: there it is the next generation that comes with other pointers
+than the last load of it found, those that were absent then aside. A name holds for the generation in which the recording
+learnt it; a second name begins one of its own, as an exec does that gets the root it had, with the load during which it was
+learnt. Loads of a root that is loaded already are one stay.
 """
 
 from __future__ import annotations
@@ -16,15 +18,17 @@ from itertools import chain
 from db.event import Kind
 from db.queries import ROOTS
 from db.trace import TraceReader
+from x86.paging import PAGE_SHIFT, PRESENT
 
 
 @dataclass
 class Space:
     """One address space, and how much it was used."""
 
-    root_gfn: int
+    root: int
+    """Physical address of the top table; of PAE's four pointers, several of which may lie in one page."""
     generation: int
-    """From 0, for each root frame."""
+    """From 0, for each root."""
     first: int
     """The event with which it begins."""
     pid: int | None = None
@@ -67,55 +71,67 @@ class History:
     @property
     def spaces(self) -> list[Space]:
         """Every address space that was loaded, in order of appearance."""
-        return sorted((space for space in self.generations if space.loads), key=lambda space: (space.first, space.root_gfn))
+        return sorted((space for space in self.generations if space.loads), key=lambda space: (space.first, space.root))
 
     @property
     def generations(self) -> Iterator[Space]:
-        """Those that were named and never loaded besides; each frame's in order."""
+        """Those that were named and never loaded besides; each root's in order."""
         return chain.from_iterable(self._generations.values())
 
-    def at(self, seq: int, root_gfn: int) -> Space | None:
-        """The address space that this root was at an event; ``None`` for a frame that was never loaded until then."""
-        at = bisect_right(self._firsts.get(root_gfn, ()), seq)
-        return self._generations[root_gfn][at - 1] if at else None
+    def at(self, seq: int, root: int) -> Space | None:
+        """The address space that this root was at an event; ``None`` for a root that was never loaded until then."""
+        at = bisect_right(self._firsts.get(root, ()), seq)
+        return self._generations[root][at - 1] if at else None
 
     def _read(self, trace: TraceReader) -> None:
         names = sorted(trace.rows("address_space"), key=lambda row: (row["seq"], row["id"]), reverse=True)
         fresh: dict[int, int] = {}
-        for seq, kind, vcpu, gfn in ROOTS.rows(trace):
+        pointers: dict[int, tuple[int, ...]] = {}
+        for seq, kind, vcpu, root, *four in ROOTS.rows(trace):
             while names and names[-1]["seq"] < seq:
                 self._name(fresh, **names.pop())
             if kind == Kind.PAGE:
-                if all(loaded.space.root_gfn != gfn for loaded in self._loaded.values()):
-                    fresh[gfn] = seq
+                if not self._is_loaded(root):
+                    fresh[root] = seq
                 continue
+            if four[0] is not None:
+                if not self._is_loaded(root) and any(
+                    old & PRESENT and old != new for old, new in zip(pointers.get(root, four), four, strict=True)
+                ):
+                    fresh[root] = seq
+                pointers[root] = tuple(four)
             loaded = self._loaded.get(vcpu)
-            if loaded and loaded.space.root_gfn == gfn:
+            if loaded and loaded.space.root == root:
                 loaded.loads += 1
                 continue
             if loaded:
                 self._leave(loaded, vcpu, seq)
-            begin = fresh.pop(gfn, None)
-            space = self._begin(gfn, begin or seq) if begin or gfn not in self._generations else self._generations[gfn][-1]
+            begin = fresh.pop(root, None)
+            space = self._begin(root, begin or seq) if begin or root not in self._generations else self._generations[root][-1]
             self._loaded[vcpu] = _Loaded(space, seq)
         while names:
             self._name(fresh, **names.pop())
         for vcpu, loaded in self._loaded.items():
             self._leave(loaded, vcpu, trace.count() + 1)
 
-    def _begin(self, gfn: int, first: int) -> Space:
-        generations = self._generations.setdefault(gfn, [])
-        generations.append(Space(gfn, len(generations), first))
-        self._firsts.setdefault(gfn, []).append(first)
+    def _is_loaded(self, root: int) -> bool:
+        return any(loaded.space.root == root for loaded in self._loaded.values())
+
+    def _begin(self, root: int, first: int) -> Space:
+        generations = self._generations.setdefault(root, [])
+        generations.append(Space(root, len(generations), first))
+        self._firsts.setdefault(root, []).append(first)
         return generations[-1]
 
-    def _name(self, fresh: dict[int, int], seq: int, root_gfn: int, pid: int | None, comm: str, **_: object) -> None:
+    def _name(self, fresh: dict[int, int], seq: int, root_gfn: int, root: int | None, pid: int | None, comm: str, **_: object) -> None:
+        # Traces of schema 1 have the frame alone.
+        root = root_gfn << PAGE_SHIFT if root is None else root
         # A name may be learnt before the load is recorded, which the next store or block brings.
-        begins = root_gfn in fresh or root_gfn not in self._generations
-        space = self._begin(root_gfn, fresh.pop(root_gfn, seq + 1)) if begins else self._generations[root_gfn][-1]
+        begins = root in fresh or root not in self._generations
+        space = self._begin(root, fresh.pop(root, seq + 1)) if begins else self._generations[root][-1]
         if space.comm is not None:
             within = [loaded for loaded in self._loaded.values() if loaded.space is space]
-            space = self._begin(root_gfn, min((loaded.since for loaded in within), default=seq + 1))
+            space = self._begin(root, min((loaded.since for loaded in within), default=seq + 1))
             for loaded in within:
                 loaded.space = space
         space.pid, space.comm = pid, comm

@@ -1,4 +1,4 @@
-"""What a trace knows beyond the model: when the phases of the boot began, and whose root a frame was when."""
+"""What a trace knows beyond the model: when the phases of the boot began, and whose root a top table was when."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Root:
-    """From when on a frame is the top table of another address space than before."""
+    """From when on a top table is that of another address space than before."""
 
-    gfn: int
+    address: int
+    """Physical address of the top table: a page's, or that of PAE's four pointers, several of which may lie in one page."""
     first: int
     """Number of the first event in it."""
     name: str | None = None
@@ -29,7 +30,13 @@ class Root:
 
 @dataclass(frozen=True)
 class Story:
-    """All of it, marks and the roots of each frame in order of events; nothing where nothing is known."""
+    """All of it, marks and the roots at each address in order of events; nothing where nothing is known."""
 
     marks: tuple[Mark, ...] = ()
     roots: tuple[Root, ...] = ()
+
+
+def place(root: int) -> str:
+    """Where a root lies, in words: its frame, and behind a plus sign what it is into the frame."""
+    within = root & 0xFFF
+    return f"{root >> 12:#x}" + (f"+{within:#x}" if within else "")

@@ -49,6 +49,6 @@ def timeline(trace: TraceReader, buckets: int, most: int | None = None, first: i
             inside = min(end, start + width) - max(begin, start)
             shares[bucket] += inside / (min(start + width, last + 1) - start) / vcpus
     kept = sorted(used.values(), key=lambda row: (-sum(row[1]), row[0].first))[:most]
-    kept.sort(key=lambda row: (row[0].first, row[0].root_gfn))
+    kept.sort(key=lambda row: (row[0].first, row[0].root))
     marks = [((row["seq"] + 1 - first) // width, row["name"]) for row in trace.rows("mark") if first <= row["seq"] + 1 <= last]
     return Timeline(first, last, width, [Row(*row) for row in kept], len(used) - len(kept), marks)

@@ -10,9 +10,10 @@ import numpy as np
 from analyzer.journal import CAUSES, Journal, What
 from analyzer.role import unpack
 from analyzer.stays import History, Space
+from analyzer.story import place
 from db.event import Kind, kind_name
 from db.marks import phases
-from db.queries import by_bucket
+from db.queries import LOADS, by_bucket
 from db.trace import TraceReader
 
 Details = Mapping[str, int | str]
@@ -63,19 +64,18 @@ def recorded(trace: TraceReader) -> Iterator[Item]:
     history = History(trace)
     spaces = sorted(history.stays, key=lambda stay: (stay.first, stay.vcpu))
     for stay in spaces:
-        root = {"root_gfn": stay.space.root_gfn, "generation": stay.space.generation}
+        root = {"root": stay.space.root, "generation": stay.space.generation}
         yield Slice((guest, f"vCPU {stay.vcpu}"), stay.first, stay.end, _title(stay.space), root)
     for stay in spaces:
         yield Slice((guest, "address spaces", _title(stay.space), f"on vCPU {stay.vcpu}"), stay.first, stay.end, "loaded")
-    loads = trace.stream("SELECT seq, vcpu, (addr >> 12) & 0xffffffffff FROM event WHERE kind = 2 ORDER BY seq")
-    for seq, vcpu, root_gfn in loads:
-        space = history.at(seq, root_gfn)
-        yield Instant((guest, f"cr3 loads of vCPU {vcpu}"), seq, _title(space) if space is not None else hex(root_gfn))
+    for seq, vcpu, root in LOADS.rows(trace):
+        space = history.at(seq, root)
+        yield Instant((guest, f"cr3 loads of vCPU {vcpu}"), seq, _title(space) if space is not None else place(root))
     yield from _counts(trace, guest)
 
 
 def _title(space: Space) -> str:
-    root = f"{space.root_gfn:#x}.{space.generation}"
+    root = f"{place(space.root)}.{space.generation}"
     return root if space.comm is None else f"{space.comm}[{space.pid}] {root}"
 
 

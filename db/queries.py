@@ -62,9 +62,17 @@ CONTENTS = Query(
 #: The tables that the guest had at the end, by level.
 END_TABLES = Query("SELECT level, count(*) FROM end_table GROUP BY level ORDER BY level DESC")
 
-#: Where roots come from: cr3 loads (kind 2), and frames whose content was recorded (kind 4).
-ROOTS = Query("SELECT seq, kind, vcpu, (addr >> 12) & 0xffffffffff AS gfn FROM event WHERE kind IN (2, 4) ORDER BY seq")
+#: The address of the root that a cr3 load names: of 32 bytes where PAE's pointers were read with it (flag 1), else a page.
+ROOT = "iif(kind = 2 AND flags & 1, addr & 0xffffffe0, addr & 0xffffffffff000)"
 
+#: Where roots come from: cr3 loads (kind 2), and pages whose content was recorded (kind 4).
+ROOTS = Query(
+    f"SELECT seq, kind, vcpu, {ROOT} AS root, entry0, entry1, entry2, entry3\n"
+    "FROM event LEFT JOIN pdptes USING (seq) WHERE kind IN (2, 4) ORDER BY seq"
+)
+
+#: Which vCPU loaded which root when.
+LOADS = Query(f"SELECT seq, vcpu, {ROOT} AS root\nFROM event WHERE kind = 2 ORDER BY seq")
 
 #: Stores to tables: when, where, and the instruction that made each.
 STORES = Query("SELECT seq, addr, pc FROM event LEFT JOIN store_origin USING (seq) WHERE kind = 3 ORDER BY seq")

@@ -12,7 +12,7 @@ with analyzer.open(sys.argv[1]) as trace:
 
     # Which address spaces were loaded for longest?
     for space in sorted(trace.address_spaces, key=lambda space: -space.resident)[:3]:
-        print(f"root {space.root_gfn:#x}.{space.generation}, {space.comm or 'unnamed'}: {space.loads:,} loads, {space.resident:,} events")
+        print(f"root {space.root:#x}.{space.generation}, {space.comm or 'unnamed'}: {space.loads:,} loads, {space.resident:,} events")
 
     # Stores to page tables: which frames take most of them, and how many of the entries stored are present?
     stores = trace.pandas(kind="write")

@@ -84,16 +84,16 @@ _FACTS = {
     "parents_top": "up to 20 pages with several parents now, the most first: key, birth number, `kernel_half` (true where every way to it goes"
     " through entries 256 and up of a long-mode root, or through quadrant 3 of a two-level one; false where none does; null where both do"
     " or neither can be told), and the names of the address spaces that it is part of",
-    "spaces": "address spaces in order of first use: paging levels, the frame in cr3 (0 without paging, one space for the machine),"
-    " generation and name, `gfn 0x..` where none was learnt; `loads`: times a vCPU took its roots, by a cr3 load with"
+    "spaces": "address spaces in order of first use: paging levels, the root that cr3 names (its physical address; 0 without paging, one"
+    " space for the machine), generation and name, `gfn 0x..` where none was learnt; `loads`: times a vCPU took its roots, by a cr3 load with"
     " paging on or a change of mode; look-ups, hits, pages made and faults while a vCPU was in it; first and last event of these;"
-    " `pages_now`: live pages its roots lead to at the end. A generation begins where a frame's content was recorded anew while it was not"
-    " loaded, because it was freed and used again, and with the cr3 load during which the frame got a second name, the first of several in"
-    " a row; a fork's child has no name until it executes a program",
+    " `pages_now`: live pages its roots lead to at the end. A generation begins where a root's content was recorded anew while it was not"
+    " loaded, because its frame was freed and used again (in PAE where other pointers were there than at its last load), and with the cr3"
+    " load during which the root got a second name, the first of several in a row; a fork's child has no name until it executes a program",
     "processes": "address spaces of one name together, those with the most look-ups first",
     "space_sharing.peak": "when most pages had several parents at once (after `event`; the end where none ever had). `by_level`: live pages"
     " that the roots of no address space lead to, of one, of several, and the most spaces that one page is part of. The roots of a space"
-    " are those its latest load looked up, while they live; of the generations of a frame the newest counts. `matrix`: pages that two"
+    " are those its latest load looked up, while they live; of the generations of a root the newest counts. `matrix`: pages that two"
     " spaces have in common, for up to 24 spaces (`spaces`: their places in the list) with the most in common; on the diagonal all pages"
     " of one",
     "space_sharing.end": "the same at the end",

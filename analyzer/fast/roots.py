@@ -24,7 +24,7 @@ from analyzer.fast.layout import (
     ROOT_LEVEL,
     Ints,
 )
-from analyzer.journal import NO_PAGE, What
+from analyzer.journal import NO_PAGE, ROOT_SHIFT, What
 from analyzer.roots import (
     CR0_RESERVED,
     CR3_RESERVED,
@@ -35,10 +35,13 @@ from analyzer.roots import (
     KVM_GUEST_CR4_MASK,
     PDPTE_RESERVED,
 )
-from x86.paging import PRESENT
+from x86.paging import PAGE_SHIFT, PRESENT
 from x86.registers import CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME
 
 _SWITCHED = int(What.SWITCHED)
+#: A cr3 shifted right without its sign.
+_ROOTS = (1 << 64 - ROOT_SHIFT) - 1
+_TO_ROOT = PAGE_SHIFT - ROOT_SHIFT
 
 
 def _signed(mask: int) -> int:
@@ -239,7 +242,8 @@ def _alloc_roots(vm: Any, cpu: Ints, pages: Ints, nodes: Ints, frames: Ints, jou
         level = PT32E_ROOT_LEVEL if cpu[vcpu, CR4] & CR4_PAE else 2
     cpu[vcpu, ROOT_LEVEL] = level
     frame = frame_of(cpu[vcpu, CR3])
-    add(vm, journal, _SWITCHED, level, frame & 0xFFFF_FFFF, frame >> 32)
+    root = cpu[vcpu, CR3] >> ROOT_SHIFT & _ROOTS if level == PT32E_ROOT_LEVEL else frame << _TO_ROOT
+    add(vm, journal, _SWITCHED, level, root & 0xFFFF_FFFF, root >> 32)
     _wanted_roots(vm, cpu, vcpu, level, frame)
     if _reuse(vm, cpu, vcpu):
         vm.roots_reused += 1

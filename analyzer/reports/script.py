@@ -13,6 +13,7 @@ from db.event import (
     ACCESS_FETCH,
     ACCESS_USER,
     ACCESS_WRITE,
+    CR3_HAS_PDPTES,
     MASK64,
     WRITE_SEEN_SHIFT,
     WRITE_SIZE,
@@ -23,7 +24,7 @@ from db.event import (
 )
 from db.queries import Query
 from db.trace import TraceReader
-from x86.paging import BASE32, BASE64, NX, PAGE_SHIFT
+from x86.paging import BASE32, BASE64, BASE_PDPT, NX, PAGE_SHIFT
 from x86.registers import RESET, Mode, paging_mode
 
 #: Lines that are handed over at once.
@@ -59,9 +60,9 @@ class _Aside:
         self._values: dict[int, dict[str, int]] = {}
         self._entry_bytes: dict[int, int] = {}
 
-    def name(self, seq: int, root_gfn: int) -> str:
-        """What the address space of this root was called at this event."""
-        space = self._history.at(seq, root_gfn)
+    def name(self, seq: int, flags: int, cr3: int) -> str:
+        """What the address space of the root that a load named was called at this event."""
+        space = self._history.at(seq, cr3 & (BASE_PDPT if flags & CR3_HAS_PDPTES else BASE64))
         return "-" if space is None else space_name(space)
 
     def entry_bytes(self, seq: int, vcpu: int) -> int:
@@ -110,10 +111,10 @@ def _regs(aside: _Aside) -> Line:
 
 
 def _cr3(aside: _Aside) -> Line:
-    def line(seq: int, _vcpu: int, _flags: int, addr: int, _value: int) -> str:
+    def line(seq: int, _vcpu: int, flags: int, addr: int, _value: int) -> str:
         pdptes = aside.pdptes.get(seq)
         four = "" if pdptes is None else " pdptes=" + ",".join(hex(entry or 0) for entry in pdptes)
-        return f"cr3: {addr & MASK64:#x} {aside.name(seq, addr >> PAGE_SHIFT & (1 << 40) - 1)}{four}"
+        return f"cr3: {addr & MASK64:#x} {aside.name(seq, flags, addr)}{four}"
 
     return line
 
@@ -163,7 +164,7 @@ def _fields(aside: _Aside, seq: int, kind: int, vcpu: int, flags: int, addr: int
         decoded = {} if entry is None else {"entry": entry[0], "gfn": hex(entry[1])}
         return {"gpa": hex(addr), "size": size, "value": hex(value), **decoded, "seen": _SEEN.get(flags >> WRITE_SEEN_SHIFT, "?")}
     if kind == Kind.CR3:
-        fields: dict[str, Any] = {"value": hex(addr & MASK64), "name": aside.name(seq, addr >> PAGE_SHIFT & (1 << 40) - 1)}
+        fields: dict[str, Any] = {"value": hex(addr & MASK64), "name": aside.name(seq, flags, addr)}
         if seq in aside.pdptes:
             fields["pdptes"] = [hex(entry or 0) for entry in aside.pdptes[seq]]
         return fields

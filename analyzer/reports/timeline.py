@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 from analyzer.reports.text import printable, share, space_name
+from analyzer.story import place
 from analyzer.timeline import Row, Timeline
 
 #: Columns that the names take; the rest of the terminal is for buckets.
@@ -28,7 +29,7 @@ def text(line: Timeline, colour: bool = False, plain: bool = False) -> str:
 
 def _row(row: Row, glyphs: str, colour: int | None) -> str:
     name = space_name(row.space)
-    root = f"{row.space.root_gfn:#x}.{row.space.generation}"
+    root = f"{place(row.space.root)}.{row.space.generation}"
     percent = share(round(1e6 * sum(row.shares)), round(1e6 * len(row.shares)))
     room = LABEL - len(root) - 9
     label = f"{name[:room]:{room}} {root} {percent:>5}% "
@@ -74,7 +75,7 @@ def as_json(line: Timeline) -> str:
     """The timeline as one JSON object."""
     rows = [
         {
-            "root_gfn": row.space.root_gfn,
+            "root": row.space.root,
             "generation": row.space.generation,
             "pid": row.space.pid,
             "comm": row.space.comm,

@@ -57,7 +57,7 @@ def test_each_key_leaves_out_what_has_no_answer_to_it() -> None:
 
 
 def test_programs_of_one_name_are_one_process_and_two_spaces() -> None:
-    names = Story(roots=(Root(1, 5, "sh"), Root(5, 5), Root(5, 13, "sh")))
+    names = Story(roots=(Root(0x1000, 5, "sh"), Root(0x5000, 5), Root(0x5000, 13, "sh")))
     assert short(grouped(end(), names, ("process",)), "process", "faults") == [("no paging", 0), ("sh", 4)]
     assert short(grouped(end(), names, ("space",)), "space", "faults") == [("no paging", 0), ("sh @0x1.0", 2), ("sh @0x5.1", 2)]
 

@@ -21,7 +21,7 @@ from tests.conftest import Boot, Cli
 
 ITEMS: list[Item] = [
     Slice(("guest", "phases"), 1, 11, "re\x1b[31mset"),
-    Slice(("guest", "phases"), 11, 21, "kernel entry", {"root_gfn": 2**40, "what": "first"}),
+    Slice(("guest", "phases"), 11, 21, "kernel entry", {"root": 2**40, "what": "first"}),
     Instant(("guest", "cr3 loads"), 7, "kernel entry"),
     Sample(("guest", "counts", "faults"), 1, 2),
     Sample(("guest", "counts", "faults"), 11, 0.5),
@@ -120,7 +120,7 @@ def test_perfetto_s_own_classes_read_what_was_written() -> None:
         "flood",
     ]
     (root, what) = events[2].track_event.debug_annotations
-    assert (root.name, root.uint_value, what.name, what.string_value) == ("root_gfn", 2**40, "what", "first")
+    assert (root.name, root.uint_value, what.name, what.string_value) == ("root", 2**40, "what", "first")
     assert [packet.sequence_flags for packet in trace.packet].count(1) == 1
     assert trace.packet[0].sequence_flags == 1
 

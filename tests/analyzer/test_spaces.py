@@ -95,7 +95,7 @@ def test_a_frame_is_one_space_after_another() -> None:
     mmu.cr3(0, 0x5000)
     mmu.access(0, 0, *READ)
     mmu.cr3(0, 0x1000)
-    roots = (Root(1, 4, "init"), Root(5, 13, "sh"), Root(5, 17))
+    roots = (Root(0x1000, 4, "init"), Root(0x5000, 13, "sh"), Root(0x5000, 17))
     assert [(space.name, space.generation, space.loads) for space in known(mmu, *roots)] == [
         ("no paging", 0, 2),
         ("init", 0, 3),
@@ -108,7 +108,7 @@ def test_a_frame_is_one_space_after_another() -> None:
 
 
 def test_of_generations_that_begin_together_the_last_counts() -> None:
-    roots = (Root(5, 13, "sh"), Root(5, 13, "ls"))
+    roots = (Root(0x5000, 13, "sh"), Root(0x5000, 13, "ls"))
     assert [(space.name, space.generation) for space in known(two_programs(), *roots)][2:] == [("ls", 1)]
 
 
@@ -118,7 +118,7 @@ def test_a_vcpu_has_its_own_space() -> None:
     mmu.page(5, [(0, 0x2067)])
     enter(mmu, LONG, 0x5000, vcpu=1)
     mmu.access(1, 0, *READ)
-    assert [space.name for space in known(mmu, Root(5, 8, "sh"))] == ["no paging", "gfn 0x1", "sh"]
+    assert [space.name for space in known(mmu, Root(0x5000, 8, "sh"))] == ["no paging", "gfn 0x1", "sh"]
 
 
 def test_a_pae_guest_s_four_directories_are_one_space() -> None:
@@ -141,6 +141,24 @@ def test_a_pae_guest_s_four_directories_are_one_space() -> None:
     assert end["space_sharing"]["end"]["matrix"]["shared"][1] == [0, 4, 3]
     # Of the second load's roots, directories 2 and 0 (twice) were made in the first space; 0 was found once there, at its second place.
     assert {name: end["origin"]["roots"][name] for name in ("same_root", "other_root")} == {"same_root": 1 + 4, "other_root": 3}
+
+
+def test_pae_pointers_in_one_page_are_roots_of_their_own() -> None:
+    """Two sets of four pointers, 32 bytes apart: the frame in cr3 is the same, the address spaces are two."""
+    mmu = make()
+    mmu.page(1, [(0, 0x2001), (4, 0x3001)])
+    for gfn in (2, 3):
+        mmu.page(gfn, [(0, 0x9067)])
+    mmu.page(9, [(0, 0xA067)])
+    enter(mmu, PAE)
+    mmu.access(0, 0, *READ)
+    mmu.cr3(0, 0x1020)
+    mmu.access(0, 0, *READ)
+    mmu.cr3(0, 0x1008)
+    spaces = known(mmu, Root(0x1000, 1, "init"), Root(0x1020, 8, "sh"))
+    # cr3's lowest five bits are no part of the address.
+    assert [(space.name, space.root, space.loads) for space in spaces] == [("no paging", 0, 2), ("init", 0x1000, 2), ("sh", 0x1020, 1)]
+    assert [space.name for space in known(mmu)] == ["no paging", "gfn 0x1", "gfn 0x1+0x20"]
 
 
 def test_hits_tell_who_made_the_page_and_how_old_it_is() -> None:
@@ -187,4 +205,4 @@ def test_without_paging_cr3_is_of_no_account() -> None:
     mmu.regs(0, None, 0x10, None)
     mmu.page(1, words32({0: 0x83}))
     enter(mmu, TWO_LEVEL)
-    assert [(space.glevels, space.gfn, space.loads) for space in known(mmu)] == [(0, 0, 2), (2, 1, 1)]
+    assert [(space.glevels, space.root, space.loads) for space in known(mmu)] == [(0, 0, 2), (2, 0x1000, 1)]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from analyzer.recorded import story
 from analyzer.stays import History
-from db.event import Event, Kind
+from db.event import CR3_HAS_PDPTES, Event, Kind
 from db.trace import TraceReader
 from db.writer import TraceWriter
+from x86.paging import PAGE_BYTES
 
 
 def load(gfn: int, vcpu: int = 0) -> Event:
@@ -20,19 +21,20 @@ def content(gfn: int) -> Event:
 
 
 def written(path: Path, events: list[Event], *names: tuple[int, int, str]) -> Path:
-    """A trace of these events; each name is the event after which it was learnt, the root and the program."""
+    """A trace of these events; each name is the event after which it was learnt, the root (its frame, or its address) and the program."""
     with TraceWriter(path) as writer:
         writer.describe(source="record", guest="g", title="t", vcpus=2, ram_bytes=1 << 24, version="test", touch="none", linger=64)
         writer.append(events)
         for number, (seq, gfn, comm) in enumerate(names, 1):
-            writer.add("address_space", id=number, seq=seq, root_gfn=gfn, pid=number, comm=comm)
+            root = gfn if gfn >= PAGE_BYTES else gfn * PAGE_BYTES
+            writer.add("address_space", id=number, seq=seq, root_gfn=root // PAGE_BYTES, root=root, pid=number, comm=comm)
         writer.seal("poweroff", "the guest powered off")
     return path
 
 
 def spaces(path: Path) -> list[tuple[int, int, int, str | None, int, int]]:
     with TraceReader(path) as trace:
-        return [(s.root_gfn, s.generation, s.first, s.comm, s.loads, s.resident) for s in History(trace).spaces]
+        return [(s.root >> 12, s.generation, s.first, s.comm, s.loads, s.resident) for s in History(trace).spaces]
 
 
 def test_a_frame_recorded_anew_while_it_is_not_loaded_is_another_space(tmp_path: Path) -> None:
@@ -58,7 +60,7 @@ def test_a_second_name_holds_from_the_load_it_was_learnt_in(tmp_path: Path) -> N
             ("ls", 3, 6),
             (None, 6, 7),
         ]
-        assert [space and space.comm for space in (history.at(seq, 1) for seq in (0, 2, 3))] == [None, "sh", "ls"]
+        assert [space and space.comm for space in (history.at(seq, 0x1000) for seq in (0, 2, 3))] == [None, "sh", "ls"]
 
 
 def test_a_second_name_of_a_frame_that_nothing_has_loaded_begins_after_it(tmp_path: Path) -> None:
@@ -75,9 +77,33 @@ def test_reports_know_the_same_spaces(tmp_path: Path) -> None:
     """A name for what is never loaded has a generation too, so that numbers agree."""
     path = written(tmp_path / "t.db", [content(1), load(1), load(2), content(1), load(1)], (2, 1, "init"), (3, 3, "lost"), (5, 1, "sh"))
     with TraceReader(path) as trace:
-        assert [(root.gfn, root.first, root.name) for root in story(trace).roots] == [
+        assert [(root.address >> 12, root.first, root.name) for root in story(trace).roots] == [
             (1, 1, "init"),
             (1, 4, "sh"),
             (2, 3, None),
             (3, 4, "lost"),
         ]
+
+
+def pae(root: int, *pointers: int) -> Event:
+    return Event(Kind.CR3, addr=root, flags=CR3_HAS_PDPTES, extra=(*pointers, *(0,) * (4 - len(pointers))))
+
+
+def test_pae_pointers_in_one_frame_are_roots_of_their_own(tmp_path: Path) -> None:
+    """Loads by turns of 0x1000 and of 0x1020, with bits in cr3 that are no address: two spaces, each with its name."""
+    events = [pae(0x1000, 0x2001), pae(0x1020, 0x3001), pae(0x1008, 0x2001), pae(0x1038, 0x3001)]
+    path = written(tmp_path / "t.db", events, (1, 0x1000, "init"), (2, 0x1020, "sh"))
+    with TraceReader(path) as trace:
+        history = History(trace)
+        assert [(s.root, s.generation, s.comm, s.loads) for s in history.spaces] == [(0x1000, 0, "init", 2), (0x1020, 0, "sh", 2)]
+        assert history.at(4, 0x1020) is history.spaces[1]
+
+
+def test_pae_pointers_that_are_others_when_loaded_again_begin_another_space(tmp_path: Path) -> None:
+    """At event 3 a pointer is there that was absent: the same space. At 5 one is another, but it is loaded: the same. At 7 it is not."""
+    one, more, other, next_one = (0x2001,), (0x2001, 0x4001), (0x5001, 0x4001), (0x6001, 0x4001)
+    events = [pae(0x1000, *one), pae(0x1020, 0x3001), pae(0x1000, *more), pae(0x1000, *more), pae(0x1000, *other)]
+    path = written(tmp_path / "t.db", [*events, pae(0x1020, 0x3001), pae(0x1000, *next_one)], (1, 0x1000, "sh"))
+    with TraceReader(path) as trace:
+        found = [(s.root, s.generation, s.first, s.comm, s.loads) for s in History(trace).spaces]
+    assert found == [(0x1000, 0, 1, "sh", 4), (0x1020, 0, 2, None, 2), (0x1000, 1, 7, None, 1)]

@@ -50,9 +50,9 @@ def test_stat_counts_what_is_there(trace: Path, cli: Cli) -> None:
     assert found["vcpus"]["1"] == {"regs": 1, "cr3": 1, "access": 1}
     assert [(phase["name"], phase["first"], phase["last"]) for phase in found["phases"]] == [("the whole trace", 1, 16)]
     assert (found["frames"], found["contents"], found["content_bytes"]) == (2, 3, 20)
-    spaces = {(space["root_gfn"], space["generation"]): (space["loads"], space["resident"]) for space in found["spaces"]}
+    spaces = {(space["root"], space["generation"]): (space["loads"], space["resident"]) for space in found["spaces"]}
     # vCPU 0: root 1 in events 3-5 and 9-10, root 5 in 6-8, its next generation in 11-16; vCPU 1: root 1 in 14-16.
-    assert spaces == {(1, 0): (3, 3 + 2 + 3), (5, 0): (1, 3), (5, 1): (1, 6)}
+    assert spaces == {(0x1000, 0): (3, 3 + 2 + 3), (0x5000, 0): (1, 3), (0x5000, 1): (1, 6)}
 
 
 def test_stat_and_timeline_divide_alike(trace: Path, cli: Cli) -> None:
@@ -60,7 +60,7 @@ def test_stat_and_timeline_divide_alike(trace: Path, cli: Cli) -> None:
     lines = [re.split(r" +", line.strip()) for line in cli("stat", trace).stdout.splitlines() if re.search(r"0x[15]\.\d", line)]
     assert {line[1]: line[4] for line in lines} == {"0x1.0": "25.0", "0x5.0": "9.4", "0x5.1": "18.8"}
     rows = json.loads(cli("timeline", trace, "--format", "json").stdout)["rows"]
-    means = {f"{row['root_gfn']:#x}.{row['generation']}": sum(row["shares"]) / len(row["shares"]) for row in rows}
+    means = {f"{row['root'] >> 12:#x}.{row['generation']}": sum(row["shares"]) / len(row["shares"]) for row in rows}
     assert {root: f"{100 * mean:.1f}" for root, mean in means.items()} == {"0x1.0": "25.0", "0x5.0": "9.4", "0x5.1": "18.8"}
 
 
@@ -143,11 +143,11 @@ def test_a_four_byte_store_is_an_entry_of_two_level_paging(tmp_path: Path, cli: 
 def test_timeline_gives_each_address_space_its_share_of_each_bucket(trace: Path, cli: Cli) -> None:
     line = json.loads(cli("timeline", trace, "--format", "json", "--width", "50").stdout)
     assert (line["first"], line["last"], line["width"]) == (1, 16, 1)
-    shares = {(row["root_gfn"], row["generation"]): row["shares"] for row in line["rows"]}
+    shares = {(row["root"], row["generation"]): row["shares"] for row in line["rows"]}
     half = [0.0, 0.5]
-    assert shares[1, 0] == [half[on] for on in (0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1)]
-    assert shares[5, 0] == [half[on] for on in (0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)]
-    assert shares[5, 1] == [half[on] for on in (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1)]
+    assert shares[0x1000, 0] == [half[on] for on in (0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1)]
+    assert shares[0x5000, 0] == [half[on] for on in (0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)]
+    assert shares[0x5000, 1] == [half[on] for on in (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1)]
     some = json.loads(cli("timeline", trace, "--format", "json", "--from", "4", "--to", "9", "--limit", "1").stdout)
     assert [row["shares"] for row in some["rows"]] == [[0.5, 0.5, 0.0, 0.0, 0.0, 0.5]]
     assert some["others"] == 1

@@ -106,7 +106,7 @@ function whoSection(story) {
       numbers: table("Address spaces", [
         { label: "name", text: true, of: (row) => printable(row.name) },
         { label: "mode", text: true, of: (row) => modeName(row.glevels) },
-        { label: "cr3", text: true, of: (row) => frame(row.gfn) },
+        { label: "cr3", text: true, of: (row) => `0x${row.root.toString(16)}` },
         { label: "from event", of: (row) => row.first_event },
         { label: "to event", of: (row) => row.last_event },
         { label: "loads", of: (row) => row.loads },
