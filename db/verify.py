@@ -14,6 +14,7 @@ from db.models import event as event_table
 from db.models import loss
 from db.rebuild import TABLE_KINDS, Rebuilt
 from db.trace import TraceReader
+from db.tracking import Tracking
 from x86.paging import BASE64, PAGE_BYTES, PAGE_SHIFT, PRESENT, WALKER_BITS, Table, child_gfn, is_big_page, roots
 from x86.registers import CR4_PSE, Mode
 
@@ -51,8 +52,13 @@ CHECKS = {
         ),
         Check(
             "content-before-use",
-            "a page's content comes before stores to it",
+            "a page's content comes before stores to it, and just before it becomes a table, each time",
             "Without it nobody can tell what the rest of the table holds.",
+        ),
+        Check(
+            "known-table",
+            "a page that is stored to is a table at that moment, or was one until so many stores ago as the recorder lingers",
+            "Other stores are none of paging's business: a page that went on being recorded as data, or a link that is missing.",
         ),
         Check("linked", "a walk from some root can reach every recorded page", "A page becomes a table only when a walk reaches it."),
         Check(
@@ -122,8 +128,10 @@ def _summary(trace: TraceReader, findings: dict[str, Finding]) -> None:
         findings["sealed"].fail("it is still being recorded" if trace.live else "the recording did not finish")
         findings["counts"].not_applicable = findings["losses"].not_applicable = "not sealed"
     if recording["source"] != "record":
-        for name in ("cr3-in-ram", "content-before-use", "linked"):
+        for name in ("cr3-in-ram", "content-before-use", "known-table", "linked"):
             findings[name].not_applicable = "imported"
+    elif trace.rows("loss"):
+        findings["known-table"].not_applicable = "events were lost"
     if not trace.rows("end_table"):
         findings["end-state"].not_applicable = "no tables were kept: paging was off, or the recording was cut short, or imported"
     if not trace.rows("memory_check"):
@@ -198,6 +206,8 @@ def _events(trace: TraceReader, findings: dict[str, Finding]) -> None:
     """What takes a walk over the events: contents, links, the tables they rebuild."""
     recorded = trace.recording["source"] == "record"
     rebuilt, reach, frames = Rebuilt(), _Reach(), set()
+    whole = recorded and not trace.rows("loss")
+    tracking = Tracking(trace.recording["ram_bytes"], trace.recording["linger"]) if whole else None
     #: Contents come just before what links them: the last ones may be those of a trace that was cut between the two.
     unlinked: set[int] = set()
     for event in trace.events(TABLE_KINDS):
@@ -209,6 +219,11 @@ def _events(trace: TraceReader, findings: dict[str, Finding]) -> None:
             findings["shape"].fail(str(error))
             continue
         reach.take(event, rebuilt)
+        if tracking is not None:
+            tracking.take(event, rebuilt)
+            for name, cases in (("known-table", tracking.unknown), ("content-before-use", tracking.missing)):
+                for case in cases:
+                    findings[name].fail(case)
         if event.kind == Kind.PAGE:
             unlinked.add(event.addr >> PAGE_SHIFT)
             continue

@@ -23,6 +23,10 @@ DAMAGE = {
     "vcpus": "UPDATE event SET vcpu = 1 WHERE seq = 5",
     "cr3-in-ram": "UPDATE event SET addr = 0x7fffffff000 WHERE seq = (SELECT max(seq) FROM event WHERE kind = 2)",
     "content-before-use": "UPDATE event SET addr = 0x1000 WHERE seq = (SELECT min(seq) FROM event WHERE kind = 3)",
+    # To a table of the boot loader's that was overwritten by 65 stores: by the 64th after the one that unlinked it, it was none.
+    "known-table": "UPDATE event SET addr = addr & 0xfff | (SELECT addr >> 12 << 12 FROM event WHERE kind = 3 AND addr >> 12 NOT IN"
+    " (SELECT gfn FROM end_table) GROUP BY addr >> 12 HAVING count(*) = 65 ORDER BY max(seq) LIMIT 1)"
+    " WHERE seq = (SELECT max(seq) FROM event WHERE kind = 3)",
     "linked": "UPDATE event SET addr = 0x7fe0000 WHERE seq = (SELECT min(seq) FROM event WHERE kind = 4)",
     "origins": "UPDATE store_origin SET seq = 1 WHERE seq = (SELECT min(seq) FROM store_origin)",
     "marks": "UPDATE mark SET seq = 1 << 40 WHERE id = 2",
@@ -56,6 +60,16 @@ def test_a_real_boot_passes(boot: Boot) -> None:
 def test_each_check_notices(check: str, copy: Path) -> None:
     change(copy, DAMAGE[check])
     assert check in failing(copy)
+
+
+def test_a_second_content_of_a_page_is_missed(copy: Path) -> None:
+    """The last content of a frame that had become a table before: what it holds is known from then, and is not what it held."""
+    change(
+        copy,
+        "UPDATE event SET addr = addr + (1 << 26) WHERE seq = (SELECT max(e.seq) FROM event e WHERE e.kind = 4 AND EXISTS"
+        " (SELECT 1 FROM event first WHERE first.kind = 4 AND first.addr = e.addr AND first.seq < e.seq))",
+    )
+    assert "content-before-use" in failing(copy)
 
 
 def test_one_changed_store_is_noticed_by_the_end_state(copy: Path) -> None:
