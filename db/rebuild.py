@@ -59,10 +59,13 @@ class Rebuilt:
             self._load(self.cpus.setdefault(event.vcpu, Cpu()), event)
 
     def _store(self, gpa: int, data: bytes) -> None:
-        for offset, byte in enumerate(data, gpa):
-            page = self.pages.get(offset >> 12)
-            if page is not None:
-                page[offset & PAGE_BYTES - 1] = byte
+        offset = gpa & PAGE_BYTES - 1
+        here = data[: PAGE_BYTES - offset]
+        page = self.pages.get(gpa >> 12)
+        if page is not None:
+            page[offset : offset + len(here)] = here
+        if len(here) < len(data):
+            self._store(gpa + len(here), data[len(here) :])
 
     def _load(self, cpu: Cpu, event: Event) -> None:
         given = event.extra if isinstance(event.extra, tuple) else None

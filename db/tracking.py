@@ -49,23 +49,26 @@ class Tracking:
         self._pse = 0
         self._fresh: dict[int, bytes] = {}
         self._last_retired = -1
-        self.unknown: list[str] = []
-        """Stores to a page that was no table, as far as the last event goes, in words."""
-        self.missing: list[str] = []
-        """Pages that became tables without their content, as far as the last event goes, in words."""
+        self._faults: list[tuple[str, str]] = []
 
-    def take(self, event: Event, rebuilt: Rebuilt) -> None:
-        """Take an event of a kind in ``TABLE_KINDS`` that ``rebuilt`` has applied already."""
-        self.unknown, self.missing = [], []
+    def take(self, event: Event, rebuilt: Rebuilt) -> list[tuple[str, str]]:
+        """Take an event of a kind in ``TABLE_KINDS`` that ``rebuilt`` has applied already: what there is against it.
+
+        Each fault is the name of a check in ``db.verify`` and a case in words.
+        """
         gfn = event.addr >> PAGE_SHIFT
         if event.kind == Kind.PAGE:
             self._content(gfn, bytes(rebuilt.pages[gfn]))
-            return
+            return []
+        self._faults = []
         if event.kind == Kind.WRITE:
             self._store(event, rebuilt)
         else:
             self._load(event, rebuilt)
+        for stray in self._fresh.keys() - self._watched.keys():
+            self._faults.append(("linked", f"the content of page {stray:#x} comes, and nothing makes it a table"))
         self._fresh.clear()
+        return self._faults
 
     def _content(self, gfn: int, content: bytes) -> None:
         page = self._watched.get(gfn)
@@ -81,7 +84,7 @@ class Tracking:
         if page is None:
             # The gdb engine finds several stores at one stop.
             if gfn != self._last_retired:
-                self.unknown.append(f"a store to {event.addr:#x} comes while its page is no table")
+                self._faults.append(("known-table", f"a store to {event.addr:#x} comes while its page is no table"))
             return
         self._last_retired = -1
         if page.roots and not page.loaded:
@@ -90,7 +93,7 @@ class Tracking:
                 self._unlink(table)
         last = first + (event.flags & WRITE_SIZE)
         start, end = first & ~7, last + 7 & ~7
-        self._change(page, start, (rebuilt.memory(gfn) or bytes(PAGE_BYTES))[start:end])
+        self._change(page, start, bytes(rebuilt.pages.get(gfn, page.copy)[start:end]))
         if not page.links:
             page.left -= 1
             if page.left == 0:
@@ -110,8 +113,9 @@ class Tracking:
         for _, table in roots(rebuilt.memory, cpu.cr3, cpu.mode, cpu.pdptes):
             yield self._load_root(table)
         if event.kind == Kind.REGS and cpu.mode is Mode.PAE:
+            self._fresh.pop(cpu.cr3 >> PAGE_SHIFT, None)
             # The recorder reads the four pointers again at a change of mode; what they were is not in the trace, but what they lead to is.
-            for gfn in sorted(self._fresh.keys() - self._watched.keys() - {cpu.cr3 >> PAGE_SHIFT}):
+            for gfn in sorted(self._fresh.keys() - self._watched.keys()):
                 yield self._load_root(Table(gfn, 2, 8))
 
     def _load_root(self, table: Table) -> _Watched | None:
@@ -131,7 +135,8 @@ class Tracking:
         if page is None:
             content = self._fresh.get(table.gfn)
             if content is None:
-                self.missing.append(f"page {table.gfn:#x} becomes a table of level {table.level} without its content")
+                case = f"page {table.gfn:#x} becomes a table of level {table.level} without its content"
+                self._faults.append(("content-before-use", case))
             page = self._watched[table.gfn] = _Watched(bytearray(content or PAGE_BYTES))
         page.links[table] += 1
         if page.links[table] == 1:

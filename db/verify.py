@@ -9,14 +9,13 @@ from itertools import islice
 from sqlalchemy import func, not_, select
 
 from db.errors import UsageError
-from db.event import WRITE_SEEN_SHIFT, WRITE_SIZE, Event, Kind, Seen, unpack_words
+from db.event import WRITE_SEEN_SHIFT, WRITE_SIZE, Kind, Seen, unpack_words
 from db.models import event as event_table
 from db.models import loss
 from db.rebuild import TABLE_KINDS, Rebuilt
 from db.trace import TraceReader
 from db.tracking import Tracking
-from x86.paging import BASE64, PAGE_BYTES, PAGE_SHIFT, PRESENT, WALKER_BITS, Table, child_gfn, is_big_page, roots
-from x86.registers import CR4_PSE, Mode
+from x86.paging import BASE64, PAGE_BYTES, PAGE_SHIFT, PRESENT, WALKER_BITS
 
 _SHOWN = 3
 
@@ -60,7 +59,11 @@ CHECKS = {
             "a page that is stored to is a table at that moment, or was one until so many stores ago as the recorder lingers",
             "Other stores are none of paging's business: a page that went on being recorded as data, or a link that is missing.",
         ),
-        Check("linked", "a walk from some root can reach every recorded page", "A page becomes a table only when a walk reaches it."),
+        Check(
+            "linked",
+            "a page's content is followed by the event that makes it a table",
+            "A page becomes a table only when a walk from a root reaches it; the four pointers of PAE aside, no other is recorded.",
+        ),
         Check(
             "origins",
             "every instruction that is named made a store, and every function holds such an instruction",
@@ -131,7 +134,7 @@ def _summary(trace: TraceReader, findings: dict[str, Finding]) -> None:
         for name in ("cr3-in-ram", "content-before-use", "known-table", "linked"):
             findings[name].not_applicable = "imported"
     elif trace.rows("loss"):
-        findings["known-table"].not_applicable = "events were lost"
+        findings["known-table"].not_applicable = findings["linked"].not_applicable = "events were lost"
     if not trace.rows("end_table"):
         findings["end-state"].not_applicable = "no tables were kept: paging was off, or the recording was cut short, or imported"
     if not trace.rows("memory_check"):
@@ -205,11 +208,9 @@ def _misshapen(trace: TraceReader) -> Iterator[str]:
 def _events(trace: TraceReader, findings: dict[str, Finding]) -> None:
     """What takes a walk over the events: contents, links, the tables they rebuild."""
     recorded = trace.recording["source"] == "record"
-    rebuilt, reach, frames = Rebuilt(), _Reach(), set()
+    rebuilt = Rebuilt()
     whole = recorded and not trace.rows("loss")
     tracking = Tracking(trace.recording["ram_bytes"], trace.recording["linger"]) if whole else None
-    #: Contents come just before what links them: the last ones may be those of a trace that was cut between the two.
-    unlinked: set[int] = set()
     for event in trace.events(TABLE_KINDS):
         if recorded and event.kind == Kind.WRITE and event.addr >> PAGE_SHIFT not in rebuilt.pages:
             findings["content-before-use"].fail(f"a store to {event.addr:#x} comes before its page's content")
@@ -218,66 +219,12 @@ def _events(trace: TraceReader, findings: dict[str, Finding]) -> None:
         except ValueError as error:
             findings["shape"].fail(str(error))
             continue
-        reach.take(event, rebuilt)
         if tracking is not None:
-            tracking.take(event, rebuilt)
-            for name, cases in (("known-table", tracking.unknown), ("content-before-use", tracking.missing)):
-                for case in cases:
-                    findings[name].fail(case)
-        if event.kind == Kind.PAGE:
-            unlinked.add(event.addr >> PAGE_SHIFT)
-            continue
-        frames |= unlinked
-        unlinked.clear()
+            for name, case in tracking.take(event, rebuilt):
+                findings[name].fail(case)
         if event.kind == Kind.CR3 and recorded and rebuilt.cpus[event.vcpu].mode and event.addr & BASE64 >= trace.recording["ram_bytes"]:
             findings["cr3-in-ram"].fail(f"cr3 {event.addr:#x}")
-    for gfn in sorted(frames - reach.frames()) if recorded else ():
-        findings["linked"].fail(f"no walk from any root reaches page {gfn:#x}")
     _end_state(trace, rebuilt, findings["end-state"])
-
-
-class _Reach:
-    """Which frames a walk from any root can ever have reached: every root there was, every word that a page ever held."""
-
-    def __init__(self) -> None:
-        self._roots: set[Table] = set()
-        self._directories: set[int] = set()
-        self._words: dict[int, set[int]] = {}
-        self._pse = 0
-
-    def take(self, event: Event, rebuilt: Rebuilt) -> None:
-        """Take an event that has been applied already."""
-        gfn = event.addr >> PAGE_SHIFT
-        if event.kind in (Kind.CR3, Kind.REGS):
-            cpu = rebuilt.cpus[event.vcpu]
-            self._pse |= cpu.cr4 & CR4_PSE
-            self._directories.add((cpu.cr3 & BASE64) >> PAGE_SHIFT)
-            self._roots.update(table for _, table in roots(rebuilt.memory, cpu.cr3, cpu.mode, cpu.pdptes))
-        elif event.kind == Kind.PAGE and isinstance(event.extra, bytes):
-            self._words.setdefault(gfn, set()).update(word for _, word in unpack_words(event.extra))
-        elif event.kind == Kind.WRITE and gfn in rebuilt.pages:
-            first = event.addr & PAGE_BYTES - 1 & ~7
-            stored = rebuilt.pages[gfn][first : first + 16]
-            words = (int.from_bytes(stored[at : at + 8], "little") for at in range(0, len(stored), 8))
-            self._words.setdefault(gfn, set()).update(words)
-
-    def frames(self) -> set[int]:
-        """The frames reached: tables, and the pages that hold PAE's four pointers."""
-        seen, todo = set(self._roots), list(self._roots)
-        while todo:
-            table = todo.pop()
-            if table.level == 1:
-                continue
-            mode = Mode.TWO_LEVEL if table.entry_bytes == 4 else Mode.LA57
-            for word in self._words.get(table.gfn, ()):
-                for entry in (word & 0xFFFF_FFFF, word >> 32) if table.entry_bytes == 4 else (word,):
-                    if not entry & PRESENT or is_big_page(entry, table.level, mode, self._pse):
-                        continue
-                    child = Table(child_gfn(entry, table.entry_bytes), table.level - 1, table.entry_bytes)
-                    if child not in seen:
-                        seen.add(child)
-                        todo.append(child)
-        return {table.gfn for table in seen} | self._directories
 
 
 def _end_state(trace: TraceReader, rebuilt: Rebuilt, finding: Finding) -> None:
