@@ -112,8 +112,8 @@ def command(
     \b
     Example:
       shadowtrace record cloud-amd64 -o boot.db
-      shadowtrace record -o mine.db --for 60 -- -m 256M -cdrom my.iso
-      shadowtrace record -o live.db --for 10 --attach /tmp/gdb.socket
+      shadowtrace record -o mine.db --for 20 -- -m 256M -cdrom my.iso
+      shadowtrace record -o live.db --for 10 --attach gdb.socket
     """
     if touch_entries & touch_entries - 1 or not 1 <= touch_entries <= 65536:
         raise UsageError(f"--touch-entries {touch_entries} is no power of two up to 65536", "for example --touch-entries 1024")
