@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := qemu-system-x86 gdb gcc libc6-dev python3-venv
-# What the tests and the picture in README need besides: a browser, what reads manual pages and Perfetto files, a file system with
-# quotas and one over a network.
-TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core groff nodejs btrfs-progs sshfs openssh-sftp-server
+# What the tests and the picture in README need besides: a browser, what reads manual pages, Perfetto files and a trace.dat, a file
+# system with quotas and one over a network.
+TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core groff nodejs trace-cmd btrfs-progs sshfs openssh-sftp-server
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: help demo test test-faults fuzz test-bounds test-sanitize setup packages test-packages check docs man readme vendor accuracy bench clean

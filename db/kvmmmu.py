@@ -1,18 +1,21 @@
 """Text logs of Linux's ``kvmmmu:*`` tracepoints, line by line: what a KVM that shadows a guest's page tables says it does.
 
-Read are tracefs's own text (``cat /sys/kernel/tracing/trace``) and ``trace-cmd report -R``, which prints the fields of each event.
+Read are tracefs's own text (``cat /sys/kernel/tracing/trace``) and ``trace-cmd report -R``, which prints the fields of each event: as
+a file, or from that program itself where a trace.dat is given.
 Names of events and fields are the kernel's (arch/x86/kvm/mmu/mmutrace.h, Linux 6.1).
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import IO, NamedTuple
 
+from db import tracecmd
 from db.errors import UsageError, plainly
 
 #: Where the ``source`` of a recording says that the trace was made from such a log.
@@ -23,9 +26,6 @@ _MAX_LINE = 4096
 
 #: Guest frames end here.
 _MAX_GFN = 1 << 40
-
-#: What trace-cmd's own files begin with.
-_TRACE_DAT = b"\x17\x08\x44tracing"
 
 _HINT = "docs/peers.md says which logs are read"
 
@@ -95,37 +95,49 @@ _RIGHTS = ((2, "w"), (4, "u"), (1, "x"))
 
 
 def is_log(path: Path) -> bool:
-    """Whether a file begins like a text log of tracepoints. A file that cannot be read does not.
-
-    ``UsageError`` for a trace.dat itself, which only trace-cmd reads.
-    """
+    """Whether a file begins like a text log of tracepoints, or like a trace.dat. A file that cannot be read does not."""
     if not path.is_file():
         return False
     try:
-        with path.open("rb") as file:
-            if file.read(len(_TRACE_DAT)) == _TRACE_DAT:
-                raise UsageError(f"{path} is a trace.dat, which is not text", f"trace-cmd report -R {path.name} > kvm.trace")
-        with _open(path) as lines:
+        if tracecmd.is_trace_dat(path):
+            return True
+        with _opened(path) as lines:
             first = lines.readline(_MAX_LINE)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError):
         return False
     return first.startswith(("# tracer:", "cpus=", "version =", "CPU ")) or _LINE.match(first) is not None
 
 
-def _open(path: Path) -> TextIO:
+def _opened(path: Path) -> contextlib.AbstractContextManager[IO[str]]:
     return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The events of a log, in order; gzip'ped if its name ends in .gz. ``UsageError`` names the line that is wrong."""
+    """The events of a log, in order: of a trace.dat, of text, or of gzip'ped text if the name ends in .gz.
+
+    ``UsageError`` names the line that is wrong, or says why trace-cmd does not read it.
+    """
     try:
-        with _open(path) as lines:
+        if tracecmd.is_trace_dat(path):
+            yield from _of_trace_dat(path)
+            return
+        with _opened(path) as lines:
             yield from parse(lines, path.name)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {plainly(error)}", _HINT) from error
 
 
-def parse(lines: TextIO, name: str) -> Iterator[Record]:
+def _of_trace_dat(path: Path) -> Iterator[Record]:
+    found = False
+    with tracecmd.text_of(path) as lines:
+        for record in parse(lines, path.name):
+            found = True
+            yield record
+    if not found:
+        raise UsageError(f"trace-cmd finds no event in {path}", tracecmd.HINT)
+
+
+def parse(lines: IO[str], name: str) -> Iterator[Record]:
     """The events of a log's lines; ``name`` is for the error."""
     number = 0
     while text := lines.readline(_MAX_LINE):

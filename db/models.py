@@ -131,21 +131,21 @@ address_space = _table(
 
 console = _table(
     "console",
-    "The guest's serial console.",
+    "The guest's serial console; of one that writes more than 100,000 lines the first.",
     _key("id", "from 1"),
     _integer("seq", "events that were in the file when the line arrived"),
-    _text("line", "the line, control characters and all: never to be shown raw"),
+    _text("line", "the line, control characters and all, never to be shown raw; what has more than 4096 bytes goes on in the next row"),
 )
 
 loss = _table(
     "loss",
-    "Events that are known to be missing.",
+    "Events that are known to be missing, and lines of the console that were not kept.",
     _key("id", "from 1"),
     _integer("vcpu", "whose events"),
     _integer("seq", "the last event before the gap"),
     _integer("first", "the vCPU's own number, from 0, of the first event that is missing; NULL: not known", nullable=True),
     _integer("last", "of the last one", nullable=True),
-    _integer("count", "how many"),
+    _integer("count", "how many events; 0: lines of the console alone, says the cause"),
     _text("cause", "why"),
 )
 

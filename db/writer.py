@@ -173,8 +173,12 @@ class TraceWriter(OpenTrace):
 
     def add(self, table: str, **columns: Any) -> None:
         """Commit one row of ``mark``, ``address_space``, ``console``, ``loss`` or ``memory_check``."""
+        self.add_all(table, [columns])
+
+    def add_all(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Commit rows of such a table, each with the same columns, at once."""
         with storage_errors(self.path):
-            self._connection.execute(insert(models.metadata.tables[table]).values(**columns))
+            self._connection.execute(insert(models.metadata.tables[table]), rows)
             self._connection.commit()
 
     def seal(self, ended: str, detail: str) -> None:

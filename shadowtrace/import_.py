@@ -29,8 +29,8 @@ _MODEL = "kvm-2.6.20"
 def command(events: Path, output: Path, force: bool, form: str, kernel: str | None, against: Path | None) -> None:
     """Make a trace file of what another program wrote.
 
-    EVENTS is a file of events in JSON Lines (.jsonl, .jsonl.gz), or a text log of Linux's kvmmmu tracepoints: what a real KVM
-    did, which becomes a run without events.
+    EVENTS is a file of events in JSON Lines (.jsonl, .jsonl.gz), or a log of Linux's kvmmmu tracepoints, as text or as a trace.dat,
+    which takes trace-cmd to read: what a real KVM did, which becomes a run without events.
 
     \b
     Example:

@@ -16,6 +16,7 @@ from analyzer.replay import CORES
 from analyzer.reports.text import folded, look
 from db.errors import UsageError, nearest
 from db.trace import TraceReader
+from shadowtrace.completion import one_of
 
 Command = Callable[..., Any]
 
@@ -31,7 +32,7 @@ _MODEL_OPTIONS = (
         "--model",
         default="kvm-2.6.20",
         show_default=True,
-        shell_complete=lambda _context, _parameter, given: [name for name in MODELS if name.startswith(given)],
+        shell_complete=one_of(MODELS),
         help="Which shadow MMU: see shadowtrace models.",
     ),
     click.option("--pages", type=int, help="Shadow pages; hash buckets too, unless --buckets says otherwise."),

@@ -22,7 +22,7 @@ def command(trace: Path, output: Path, force: bool) -> None:
     \b
     Example:
       shadowtrace pack boot.db -o boot.pack
-      shadowtrace unpack boot.pack -o boot.db
+      shadowtrace unpack boot.pack -o again.db
     """
     packed = packing.pack(trace, output, force)
     click.echo(f"{output}: {packed.events:,} events in {packed.bytes:,} bytes")

@@ -10,6 +10,7 @@ import click
 from analyzer.reports import recorded
 from db.errors import EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OURS, UsageError
 from shadowtrace import __version__
+from shadowtrace.completion import one_of
 from shadowtrace.options import asked, force_option, output_option, show
 from shadowtrace.progress import recording_line
 from tracer import guest as guests
@@ -24,9 +25,7 @@ _OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
 
 
 @click.command("record", context_settings={"ignore_unknown_options": False})
-@click.argument(
-    "guest", required=False, shell_complete=lambda _context, _parameter, given: [n for n in guests.names() if n.startswith(given)]
-)
+@click.argument("guest", required=False, shell_complete=one_of(guests.names()))
 @click.argument("qemu_args", nargs=-1, type=click.UNPROCESSED)
 @output_option
 @force_option
@@ -34,7 +33,7 @@ _OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
 @click.option("--for", "seconds", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Stop after so long.")
 @click.option("--mark", "marks", multiple=True, metavar="SYMBOL", help="Mark the moment the kernel first reaches this function.")
 @click.option("--check", "checks", type=click.IntRange(0, 10000), default=0, metavar="N", help="Check the tables at N random stops too.")
-@click.option("--qemu", "program", metavar="PROGRAM", help="Which qemu-system-x86_64 to run.")
+@click.option("--qemu", "program", type=click.Path(), metavar="PROGRAM", help="Which qemu-system-x86_64 to run.")
 @click.option(
     "--touch",
     type=click.Choice(["first", "every", "none"]),
@@ -60,6 +59,7 @@ _OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
 @click.option(
     "--attach",
     "socket",
+    type=click.Path(),
     metavar="SOCKET",
     help="Record a QEMU that runs already, from now on, by its gdb stub's unix socket (engine gdb); it runs on at the end.",
 )
@@ -112,8 +112,8 @@ def command(
     \b
     Example:
       shadowtrace record cloud-amd64 -o boot.db
-      shadowtrace record -o mine.db --for 60 -- -m 256M -cdrom my.iso
-      shadowtrace record -o live.db --for 10 --attach /tmp/gdb.socket
+      shadowtrace record -o mine.db --for 20 -- -m 256M -cdrom my.iso
+      shadowtrace record -o live.db --for 10 --attach gdb.socket
     """
     if touch_entries & touch_entries - 1 or not 1 <= touch_entries <= 65536:
         raise UsageError(f"--touch-entries {touch_entries} is no power of two up to 65536", "for example --touch-entries 1024")

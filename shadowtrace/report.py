@@ -29,6 +29,7 @@ from db.errors import UsageError
 from db.files import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
+from shadowtrace.completion import list_of, one_of
 from shadowtrace.options import asked, chosen, core_option, model_options, trace_argument
 from shadowtrace.progress import replay_line
 
@@ -41,17 +42,30 @@ _NAMED = 12
 _OF_THE_WHOLE = ("everything", "saved", "cycles_exit", "cycles_fault", "cycles_fill")
 
 
+def _columns(context: click.Context, parameter: click.Parameter, given: str) -> list[str]:
+    """What a shell offers for --sort: a count, or a key of the --by that stands before it."""
+    keys = (context.params.get("by") or "").split(",")
+    return one_of((*COUNTS, *(key for key in KEYS if key in keys)))(context, parameter, given)
+
+
 @click.command("report")
 @trace_argument
 @model_options
 @click.option("--format", "form", type=click.Choice(["table", "json", "html", *ROW_FORMATS]), default="table", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead of printing.")
 @click.option("--all", "everything", is_flag=True, help="Do not fold rows that say the same, and leave nothing out.")
-@click.option("--by", metavar="KEY,..", help=f"Group instead: {', '.join(KEYS)}.")
-@click.option("--only", metavar="KEY=VALUE", multiple=True, help="Count only what has this value, as --by shows it; more than one: all.")
+@click.option("--by", metavar="KEY,..", shell_complete=list_of(KEYS), help=f"Group instead: {', '.join(KEYS)}.")
+@click.option(
+    "--only",
+    metavar="KEY=VALUE",
+    multiple=True,
+    shell_complete=one_of(f"{key}=" for key in KEYS),
+    help="Count only what has this value, as --by shows it; more than one: all.",
+)
 @click.option(
     "--sort",
     metavar="COLUMN",
+    shell_complete=_columns,
     help=f"The greatest first: {', '.join(COUNTS)}; or a key of --by, whose names come in their own order: phases in order of time.",
 )
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="No more than N rows; 0: all.")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyzer import sweep
-from analyzer.model import HASHES
+from analyzer.model import HASHES, MODELS
 from analyzer.reports import sweep as sweep_report
 from analyzer.reports.text import look
 from db.files import check_target
 from shadowtrace import __version__
+from shadowtrace.completion import list_of
 from shadowtrace.options import core_option, show
 from shadowtrace.progress import sweep_line
 
@@ -58,10 +59,17 @@ class Shard(_PairType):
 
 @click.command("sweep")
 @click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", "models", default="kvm-2.6.20", show_default=True, help="Models, with commas between them.")
+@click.option(
+    "--model",
+    "models",
+    default="kvm-2.6.20",
+    show_default=True,
+    shell_complete=list_of(MODELS),
+    help="Models, with commas between them.",
+)
 @click.option("--pages", type=Numbers(), help="Shadow pages: 32..4096 doubles, 100,200 lists. Buckets follow unless given.")
 @click.option("--buckets", type=Numbers(), help="Buckets of the hash table.")
-@click.option("--hash", "hashes", help=f"Hash functions, with commas between them: {', '.join(HASHES)}.")
+@click.option("--hash", "hashes", shell_complete=list_of(HASHES), help=f"Hash functions, with commas between them: {', '.join(HASHES)}.")
 @click.option("--flood", type=Numbers(), help="The store in a row to one table that zaps it; 0 = never.")
 @click.option("--refill", type=Numbers(), help="Free pages at which eviction stops.")
 @click.option("--keep-roots", type=Numbers(), help="Earlier roots that stay in use across cr3 loads.")

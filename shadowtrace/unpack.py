@@ -19,6 +19,6 @@ def command(pack: Path, output: Path, force: bool) -> None:
 
     \b
     Example:
-      shadowtrace unpack boot.pack -o boot.db
+      shadowtrace unpack boot.pack -o again.db
     """
     click.echo(f"{output}: {packing.unpack(pack, output, force):,} events")

@@ -9,13 +9,14 @@ import click
 from analyzer.reports.text import printable
 from db.errors import EXIT_OURS, UsageError
 from db.trace import TraceReader
-from db.verify import explain, verify
+from db.verify import CHECKS, explain, verify
+from shadowtrace.completion import one_of
 from shadowtrace.options import show
 
 
 @click.command("verify")
 @click.argument("trace", required=False, type=click.Path(path_type=Path))
-@click.option("--explain", "name", metavar="CHECK", help="Say what a check means instead.")
+@click.option("--explain", "name", metavar="CHECK", shell_complete=one_of(CHECKS), help="Say what a check means instead.")
 def command(trace: Path | None, name: str | None) -> int:
     """Check a trace's invariants: a line each; exit code 1 where one does not hold.
 

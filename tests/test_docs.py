@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import importlib.util
+import inspect
+import itertools
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from analyzer.counters import SECTIONS
@@ -19,7 +26,10 @@ from analyzer.mmu import Mmu
 from analyzer.model import parameters
 from analyzer.outcome import outcome
 from db.trace import TraceReader
+from shadowtrace.__main__ import VERBS
+from shadowtrace.__main__ import cli as program
 from tests.conftest import Boot, Cli
+from tests.tracer.test_gdb_engine import running
 from tracer import resources
 from tracer.apt import Apt
 
@@ -66,12 +76,34 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
+def examples() -> list[tuple[str, str]]:
+    """(help, command) for every example in the help of the command itself and of each verb, as click has it."""
+    context = click.Context(program)
+    helps = {"--help": program, **{f"{verb} --help": program.get_command(context, verb) for verb in VERBS}}
+    found = []
+    for name, command in helps.items():
+        assert command is not None
+        (block,) = re.findall(r"\x08\nExample:\n(.*?)(?:\n\n|$)", inspect.cleandoc(command.help or ""), re.DOTALL)
+        found += [(name, line.strip()) for line in block.splitlines()]
+    return found
+
+
+def runs() -> list[tuple[str, str]]:
+    """Every command of the pages, and every example of the helps: one that was written elsewhere too is run once."""
+    by_command = {command: (page, command) for page, command in reversed(commands() + examples())}
+    return list(reversed(by_command.values()))
+
+
 def test_there_are_commands_to_run() -> None:
     assert len(commands()) >= 10
+    assert {name for name, _ in examples()} == {"--help", *(f"{verb} --help" for verb in VERBS)}
+    assert all(command.startswith("shadowtrace ") for _, command in examples())
+    assert {command for _, command in runs()} == {command for _, command in commands() + examples()}
 
 
-#: Files that the documentation's commands name: the package that each comes from, and where it is in there.
+#: Files that commands name: the package that each comes from, and where it is in there.
 PACKAGED = {
+    "my.iso": ("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso"),
     "grub-rescue-cdrom.iso": ("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-cdrom.iso"),
     "grub-rescue-floppy.img": ("grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-floppy.img"),
     "memtest86+x64.bin": ("memtest86+", "boot/memtest86+x64.bin"),
@@ -111,37 +143,79 @@ def build_hello(folder: Path) -> None:
         subprocess.run(shlex.split(command), cwd=folder, check=True)
 
 
-#: What commands that replay need to have been made by others before.
+#: Files that commands read and that other commands of ours have made before.
 MADE_BY = {
-    "shadowtrace report kvm.db": "import kvm.trace -o kvm.db",
-    "shadowtrace report hello.db": "record -o hello.db -- -kernel hello.elf -device isa-debug-exit,iobase=0xf4,iosize=1",
+    "kvm.db": "shadowtrace import kvm.trace -o kvm.db",
+    "hello.db": "shadowtrace record -o hello.db -- -kernel hello.elf -device isa-debug-exit,iobase=0xf4,iosize=1",
+    "other.db": "shadowtrace record bare -o other.db",
+    "traces/": "mkdir traces && shadowtrace record bare -o traces/bare.db",
+    "plugin.db": "shadowtrace record bare -o plugin.db",
+    "gdb.db": "shadowtrace record bare -o gdb.db --engine gdb",
+    "boot.pack": "shadowtrace pack boot.db -o boot.pack",
 }
 
 
-@pytest.mark.boot
-@pytest.mark.parametrize(("page", "command"), commands())
-def test_the_docs_commands_run(
-    page: str, command: str, request: pytest.FixtureRequest, cli: Cli, packaged: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """In a folder with a recorded boot, ``boot.db``, events, ``events.jsonl``, a live KVM's log, ``kvm.trace``, and what is packaged."""
-    if "boot.db" in command.split():
+def read_by(command: str) -> set[str]:
+    """What may be the name of a file that a command reads: what it writes must not be there before."""
+    words = shlex.split(command)
+    read = [word for before, word in zip(["", *words], words, strict=False) if before != "-o"]
+    return {part for word in read for part in re.split("[=,]", word)}
+
+
+def typed(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line as bash does; one with a pipe fails where any command of it fails."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        timeout=600,
+        env={**os.environ, "PATH": path},
+    )
+
+
+def prepare(command: str, folder: Path, request: pytest.FixtureRequest, running_qemu: contextlib.ExitStack) -> None:
+    """Put into the folder what a command reads: a recorded boot, what is packaged, what others write, what commands of ours make."""
+    names = read_by(command)
+    if names & {"boot.db", "qemu.log"}:
         boot: Boot = request.getfixturevalue("boot")
-        (tmp_path / "boot.db").symlink_to(boot.trace)
-    (tmp_path / "events.jsonl").write_text('{"ev":"cr3","value":"0x1000"}\n')
-    (tmp_path / "kvm.trace").write_text(KVM_LOG)
-    words = shlex.split(command)[1:]
-    for name in PACKAGED:
-        if re.search(rf"(^|[ =]){re.escape(name)}($|[ ,])", command):
-            (tmp_path / name).symlink_to(packaged(name))
-    if page == "your-own-os.md" and "hello" in command + MADE_BY.get(command, ""):
-        build_hello(tmp_path)
-    if command in MADE_BY:
-        assert cli(*shlex.split(MADE_BY[command]), cwd=tmp_path).returncode == 0
-    if "-o" in words and words[words.index("-o") + 1] == "boot.db":
-        words[words.index("-o") + 1] = "new.db"
-    done = cli(*words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    if words[0] == "record" and "--until" in words and words.index("--until") < words.index("--"):
+        for name, path in {"boot.db": boot.trace, "qemu.log": boot.log}.items():
+            if name in names:
+                (folder / name).symlink_to(path)
+    for name in sorted(names & set(PACKAGED)):
+        (folder / name).symlink_to(request.getfixturevalue("packaged")(name))
+    written = {
+        "events.jsonl": b'{"ev":"cr3","value":"0x1000"}\n',
+        "kvm.trace": KVM_LOG.encode(),
+        "kvm.trace.gz": gzip.compress(KVM_LOG.encode()),
+        "old.db": gzip.decompress((ROOT / "tests" / "data" / "trace-v1.db.gz").read_bytes()),
+    }
+    for name in sorted(names & set(written)):
+        (folder / name).write_bytes(written[name])
+    if "hello.elf" in names:
+        build_hello(folder)
+    if "gdb.socket" in names:
+        running_qemu.enter_context(running(folder))
+    for name in sorted(names & set(MADE_BY)):
+        prepare(MADE_BY[name], folder, request, running_qemu)
+        done = typed(MADE_BY[name], folder)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize(("page", "command"), runs())
+def test_the_docs_commands_run(page: str, command: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Each in a folder of its own that holds the files it reads: none is left out, and none runs with another guest than it names."""
+    with contextlib.ExitStack() as running_qemu:
+        prepare(command, tmp_path, request, running_qemu)
+        done = typed(command, tmp_path)
+    assert done.returncode == 0, f"{page}: {done.stderr}"
+    words = shlex.split(command)
+    for option, name in itertools.pairwise(words):
+        assert option != "-o" or (tmp_path / name).stat().st_size > 0
+    if words[1] == "record" and "--until" in words and words.index("--until") < words.index("--"):
         assert "until: " in done.stdout
 
 

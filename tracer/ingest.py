@@ -17,7 +17,7 @@ _CHUNK = 1 << 20
 _BATCH_SECONDS = 0.2
 _BATCH_ROWS = 1 << 16
 
-#: A guest may write megabytes: lines are cut here, and only so many are kept.
+#: A guest may write megabytes: lines are broken here, and only so many are kept; the others are counted.
 _LINE_BYTES = 4096
 _CONSOLE_LINES = 100_000
 
@@ -46,6 +46,7 @@ class Ingest(threading.Thread):
         self._rows: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._ids: dict[str, int] = {}
         self._line = b""
+        self._lines_lost, self._lost_since = 0, 0
         self._wake_read, self._wake_write = os.pipe()
         self._finishing = False
 
@@ -103,8 +104,12 @@ class Ingest(threading.Thread):
 
     def _end(self) -> None:
         if self._line:
-            self._keep_line(self._line)
+            self._keep_lines(_pieces(self._line.rstrip(b"\r")))
         self._write_rows()
+        if self._lines_lost:
+            # The console is no event: none is counted as lost.
+            cause = f"{self._lines_lost:,} lines of the console after the first {_CONSOLE_LINES:,}"
+            self._row("loss", {"vcpu": 0, "seq": self._lost_since, "count": 0, "cause": cause})
 
     def _commit(self, batch: Batch) -> None:
         self._writer.append_rows(batch.rows(), batch.registers, batch.pdptes, batch.contents, batch.origins)
@@ -135,14 +140,29 @@ class Ingest(threading.Thread):
 
     def _take_console(self, data: bytes) -> None:
         *lines, self._line = (self._line + data).split(b"\n")
-        for line in lines:
-            self._keep_line(line)
+        kept = [piece for line in lines for piece in _pieces(line.rstrip(b"\r"))]
         if len(self._line) > _LINE_BYTES:
-            self._keep_line(self._line)
-            self._line = b""
+            *whole, self._line = _pieces(self._line)
+            kept += whole
+        self._keep_lines(kept)
 
-    def _keep_line(self, line: bytes) -> None:
-        text = line[:_LINE_BYTES].rstrip(b"\r").decode(errors="backslashreplace").replace("\0", "\\x00")
-        self.last_line = text
-        if self._ids.get("console", 0) < _CONSOLE_LINES:
-            self._row("console", {"seq": self.consumed, "line": text})
+    def _keep_lines(self, lines: list[bytes]) -> None:
+        """Write as many as there is room for, in one piece: a guest that writes thousands waits for each commit."""
+        if not lines:
+            return
+        texts = [line.decode(errors="backslashreplace").replace("\0", "\\x00") for line in lines]
+        self.last_line = texts[-1]
+        first = self._ids.get("console", 0) + 1
+        rows = [{"id": number, "seq": self.consumed, "line": text} for number, text in enumerate(texts, first) if number <= _CONSOLE_LINES]
+        if rows:
+            self._writer.add_all("console", rows)
+            self._ids["console"] = first + len(rows) - 1
+        if len(rows) < len(texts):
+            if not self._lines_lost:
+                self._lost_since = self.consumed
+            self._lines_lost += len(texts) - len(rows)
+
+
+def _pieces(line: bytes) -> list[bytes]:
+    """A line in as many as it takes; an empty one is one too."""
+    return [line[at : at + _LINE_BYTES] for at in range(0, max(len(line), 1), _LINE_BYTES)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from analyzer.model import MODELS
 from analyzer.replay import Run
-from analyzer.reports.recorded import check_line
+from analyzer.reports.recorded import check_line, loss_line
 from analyzer.reports.text import printable
 from db.trace import TraceReader
 
@@ -79,7 +79,7 @@ def opening(about: About, run: Run) -> Iterable[str]:
     yield " · ".join(facts)
     yield _how(about)
     for loss in about.losses:
-        yield f"  LOST {loss['count']:,} events of vCPU {loss['vcpu']} after event {loss['seq']:,}: {printable(loss['cause'])}"
+        yield f"  {loss_line(loss)}"
     yield from _checks(about.checks)
     yield f"{run.model}{_parameters(run)} · {run.events:,} events replayed by the {run.core} core{f' ({run.why})' if run.why else ''}"
     if about.touch == "none":

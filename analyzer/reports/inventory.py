@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from analyzer.inventory import Inventory
-from analyzer.reports.recorded import check_line
+from analyzer.reports.recorded import check_line, loss_line
 from analyzer.reports.text import columns, number, printable, share, space_name
 from analyzer.story import place
 from db.event import Kind
@@ -51,7 +51,7 @@ def _opening(found: Inventory) -> Iterable[str]:
     if row.get("digest"):
         yield printable(f"digest {row['digest']}")
     for loss in found.losses:
-        yield f"  LOST {loss['count']:,} events of vCPU {loss['vcpu']} after event {loss['seq']:,}: {printable(loss['cause'])}"
+        yield f"  {loss_line(loss)}"
     for check in found.checks:
         seq = f"after event {check['seq']:,}: "
         yield seq + check_line(check["entries"], check["missing"], check["different"], check["leaves"], check["leaves_different"])

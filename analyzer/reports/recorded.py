@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from analyzer.reports.text import printable
 
@@ -28,6 +28,12 @@ def check_line(entries: int, missing: int, different: int, leaves: int | None, l
     if leaves is not None:
         text += f"; {leaves:,} translations against QEMU's walk, {leaves_different:,} differ"
     return text
+
+
+def loss_line(loss: dict[str, Any]) -> str:
+    """What a row of ``loss`` says: events of a vCPU, or, where it counts none, something else that the recording could not keep."""
+    events = f"{loss['count']:,} events of vCPU {loss['vcpu']} " if loss["count"] else ""
+    return f"LOST {events}after event {loss['seq']:,}: {printable(loss['cause'])}"
 
 
 def text(

@@ -585,12 +585,15 @@ def test_of_many_names_the_first_are_shown_and_all_when_asked(chrome: Chrome, tm
     assert chrome.get_log("browser") == []
 
 
-def made(folder: Path, events: list[str], cli: Cli, marks: Sequence[tuple[int, str]] = ()) -> Path:
-    """The page of these events."""
+def made(
+    folder: Path, events: list[str], cli: Cli, marks: Sequence[tuple[int, str]] = (), programs: Sequence[tuple[int, int, str]] = ()
+) -> Path:
+    """The page of these events; a program has the event before its root's first, the root's frame, its name."""
     (folder / "e.jsonl").write_text("\n".join(events) + "\n")
     assert cli("import", folder / "e.jsonl", "-o", folder / "e.db").returncode == 0
     with sqlite3.connect(folder / "e.db") as database:
         database.executemany("INSERT INTO mark (seq, name, vcpu) VALUES (?, ?, 0)", marks)
+        database.executemany("INSERT INTO address_space (seq, root_gfn, pid, comm) VALUES (?, ?, NULL, ?)", programs)
     done = cli("report", folder / "e.db", "--format", "html", "-o", folder / "e.html")
     assert done.returncode == 0, done.stderr
     return folder / "e.html"
@@ -639,6 +642,15 @@ def test_a_frame_that_is_a_root_in_two_modes_is_named_with_each(chrome: Chrome, 
     names = [row[0] for row in cells(chrome, "#matrix-end .numbers > :last-child")]
     assert len(names) == len(set(names)) > 2
     assert "gfn 0x1 (32-bit)" in names
+
+
+def test_only_names_that_several_have_say_from_when_on(chrome: Chrome, tmp_path: Path, cli: Cli) -> None:
+    """Frames 1, in two paging modes, and 6 are roots of programs of one name, frame 0xe of another."""
+    opened(chrome, made(tmp_path, EVENTS.splitlines(), cli, programs=[(10, 1, "sh"), (14, 6, "sh"), (22, 0xE, "init")]))
+    offered = [option.text for option in Select(chrome.find_element(By.ID, "choose-space")).options][1:]
+    assert offered == ["no paging", "sh from 12", "sh from 15", "init", "sh from 35"]
+    named = {key: [row[0] for row in cells(chrome, f"#matrix-{key} .numbers > :last-child")] for key in ("peak", "end")}
+    assert named == {"peak": offered[:3], "end": offered}
 
 
 @pytest.mark.boot

@@ -95,10 +95,6 @@ def test_files_are_told_apart(tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     assert [name for name in files if is_log(tmp_path / name)] == ["a.trace", "b.trace.gz"]
-    (tmp_path / "trace.dat").write_bytes(b"\x17\x08\x44tracing6\0")
-    with pytest.raises(UsageError, match=r"is a trace\.dat") as error:
-        is_log(tmp_path / "trace.dat")
-    assert "trace-cmd report -R trace.dat" in error.value.hint
 
 
 def test_real_logs_are_read_to_the_last_line(shared: Path) -> None:

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from analyzer.grouping import COUNTS, KEYS
+from analyzer.model import HASHES
+from db.event import Kind
+from db.verify import CHECKS
 from shadowtrace.__main__ import VERBS
 from tracer import guest
 
@@ -40,7 +44,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     environment = os.environ | {"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
     assert done.stderr == ""
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()) - ({""} if done.stdout == "\n" else set())
 
 
 def test_verbs_are_completed() -> None:
@@ -59,6 +63,46 @@ def test_guests_and_models_are_completed() -> None:
     assert completed("shadowtrace record cloud-amd64-p") == {"cloud-amd64-pti"}
     assert completed("shadowtrace replay boot.db --model kvm-2.6.2") == {"kvm-2.6.20", "kvm-2.6.21", "kvm-2.6.24"}
     assert completed("shadowtrace diff boot.db --model unc") == {"uncached"}
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("report boot.db --by pha", {"phase"}),
+        ("report boot.db --by ", set(KEYS)),
+        ("report boot.db --by phase,pro", {"phase,process"}),
+        ("report boot.db --by level,mode,", {f"level,mode,{key}" for key in KEYS if key not in ("level", "mode")}),
+        ("report boot.db --only m", {"mode=", "meta="}),
+        ("report boot.db --only ", {f"{key}=" for key in KEYS}),
+        ("report boot.db --sort ", set(COUNTS)),
+        ("report boot.db --by phase,process --sort p", {"phase", "process"}),
+        ("report boot.db --by level --sort p", set()),
+        ("report boot.db --format ", {"table", "json", "html", "jsonl", "csv", "markdown"}),
+        ("script boot.db --kind ", {kind.name.lower() for kind in Kind}),
+        ("export boot.db --format ", {"jsonl", "csv", "parquet", "perfetto"}),
+        ("import kvm.trace --format ", {"auto", "jsonl", "kvmmmu"}),
+        ("annotate boot.db --sort z", {"zaps"}),
+        ("verify --explain ", set(CHECKS)),
+        ("verify boot.db --explain con", {"content-before-use"}),
+        ("sql boot.db --li", {"--list", "--limit"}),
+        ("replay boot.db --hash ", set(HASHES)),
+        ("replay boot.db --core ", {"reference", "fast"}),
+        ("sweep boot.db --model kvm-2.6.20,unc", {"kvm-2.6.20,uncached"}),
+        ("sweep boot.db --hash ", set(HASHES)),
+        ("record --engine ", {"plugin", "gdb"}),
+    ],
+)
+def test_the_values_of_options_are_completed(line: str, offered: set[str]) -> None:
+    assert completed(f"shadowtrace {line}") == offered
+
+
+def test_files_are_left_to_the_shell() -> None:
+    """A path's completion is one line that says so; bash itself then looks for files."""
+    for line in ("report ", "record --attach ", "record --qemu ", "import ", "diff boot.db --log "):
+        words = f"shadowtrace {line}"
+        environment = os.environ | {"_SHADOWTRACE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run([PROGRAM], capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout == "file,\n", line
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

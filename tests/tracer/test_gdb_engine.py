@@ -194,7 +194,7 @@ def test_several_vcpus_are_refused(tmp_path: Path, cli: Cli) -> None:
 def running(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """Somebody else's QEMU, in the middle of its boot, and its stub's socket; the console is a file beside that."""
     images = guest.load("cloud-amd64").images()
-    console, socket = folder / "console", folder / "gdb"
+    console, socket = folder / "console", folder / "gdb.socket"
     command = [
         *(qemu.find_qemu(None), "-nodefaults", "-display", "none", "-M", "pc", "-m", "128M", "-nic", "none", "-no-reboot"),
         *("-kernel", str(images.paths["kernel"]), "-initrd", str(images.paths["initramfs"])),

@@ -133,14 +133,30 @@ def test_operands_that_never_come_again(tmp_path: Path) -> None:
         ]
 
 
+def test_lines_of_the_console_that_are_not_kept_are_counted(tmp_path: Path, cli: Cli) -> None:
+    trace, outcome = recorded("lines", tmp_path, "-chardev", "stdio,id=line,signal=off", "-serial", "chardev:line")
+    assert outcome.lost == 0
+    with TraceReader(trace) as opened:
+        assert [row["line"] for row in opened.rows("console")] == ["x"] * 100_000
+        (loss,) = opened.rows("loss")
+        assert (loss["vcpu"], loss["first"], loss["last"], loss["count"]) == (0, None, None, 0)
+        assert 0 <= loss["seq"] <= opened.count()
+        assert opened.recording["lost"] == 0
+        assert [finding.check.name for finding in verify(opened) if finding.failures] == []
+    said = f"LOST after event {loss['seq']:,}: 700 lines of the console after the first 100,000"
+    for verb in ("stat", "report"):
+        assert said in cli(verb, trace, COLUMNS="200").stdout
+
+
 def test_megabytes_and_escapes_on_the_console(tmp_path: Path, cli: Cli) -> None:
     trace, _ = recorded("console", tmp_path, "-chardev", "stdio,id=line,signal=off", "-serial", "chardev:line")
     with TraceReader(trace) as opened:
         lines = [row["line"] for row in opened.rows("console")]
         assert opened.count() > 0
-    assert len(lines) > 20_000
-    assert max(len(line) for line in lines) <= 4 * 4096
-    assert any("DROP TABLE" in line for line in lines)
+    # A million bytes without an end of a line, of which none is left out, and what follows on the last of them.
+    assert max(len(line) for line in lines) == 4096
+    assert "".join(lines).startswith("A" * 1_000_000 + "\x1b]0;owned")
+    assert sum("DROP TABLE event; --" in line for line in lines) == 20_000
     for verb in ("report", "verify"):
         done = cli(verb, trace)
         assert done.returncode == 0, done.stderr

@@ -29,14 +29,20 @@ function roleName(role) {
   return `${modeName(role.glevels)} level ${role.level}${quadrant}${role.metaphysical ? " meta" : ""}`;
 }
 
-/** The names of address spaces, in their order: from which event on, and of those that are still the same the paging mode. */
-function spaceNames(spaces) {
-  const names = spaces.map((space) => {
-    const name = printable(space.name);
-    return name.startsWith("gfn ") || space.glevels === 0 ? name : `${name} from ${short(space.first_event)}`;
-  });
+/** Names with a suffix behind those that are not alone: where one is, it says enough. */
+function toldApart(names, suffix) {
   const often = d3.rollup(names, (same) => same.length, (name) => name);
-  return names.map((name, index) => (often.get(name) > 1 ? `${name} (${modeName(spaces[index].glevels)})` : name));
+  return names.map((name, index) => (often.get(name) > 1 ? name + suffix(index) : name));
+}
+
+/**
+ * The names of address spaces, in their order. Those that are the same are told apart by the event they begin at; a frame that no
+ * program names is the root of one address space after another, which its name says, and of each paging mode.
+ */
+function spaceNames(spaces) {
+  const since = toldApart(spaces.map((space) => printable(space.name)),
+    (index) => (spaces[index].name.startsWith("gfn ") ? "" : ` from ${number(spaces[index].first_event)}`));
+  return toldApart(since, (index) => ` (${modeName(spaces[index].glevels)})`);
 }
 
 /** Roles whose numbers are the same but for the quadrant, as one row: {...role, quadrants}. */
