@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from analyzer.cache import hash_function
 from analyzer.journal import AS_ROOT, CAUSES, Fault, What
 from analyzer.origins import ORIGINS, hits
 from analyzer.outcome import Outcome
@@ -22,14 +20,10 @@ from analyzer.rows import Rows, rows_of
 from analyzer.running import Ints, pairs
 from analyzer.spaces import Spaces, spaces, unnamed
 from analyzer.story import Story, place
+from analyzer.tally import Group, bucket_of_page, tally
 from x86.registers import Mode
 
-Group = dict[str, Any]
-
 _OF_A_PAGE = (What.MADE, What.FOUND, What.DIED, What.EMPTIED, What.STORE)
-
-#: What is counted in each group.
-COUNTS = ("lookups", "hits", "hit_percent", "made", "died", "emptied", "alive", "faults", "stores")
 
 _ABSENT = -1
 
@@ -100,9 +94,7 @@ def _gfn(ground: _Ground) -> tuple[Ints, Labels]:
 
 
 def _bucket(ground: _Ground) -> tuple[Ints, Labels]:
-    bucket_of = hash_function(ground.outcome.parameters)
-    buckets = np.array([bucket_of(gfn) for gfn in np.unique(ground.rows.gfn).tolist()], np.int64)
-    return ground.by_page(buckets[ground.rows.frame]), _plain
+    return ground.by_page(bucket_of_page(ground.rows, ground.outcome.parameters)), _plain
 
 
 def _process(ground: _Ground) -> tuple[Ints, Labels]:
@@ -190,7 +182,7 @@ def grouped(
     sort: str | None = None,
     limit: int | None = None,
 ) -> list[Group]:
-    """One row for each combination of values of the keys ``by``, in order of the values: the keys and ``COUNTS``.
+    """One row for each combination of values of the keys ``by``, in order of the values: the keys, ``COUNTS`` and ``MORE``.
 
     ``only`` keeps the rows of the journal whose key has a value that is called so. ``sort`` names a count, of which the greatest
     comes first, or one of ``by``; no more than ``limit`` rows are given. Every name of a key is one of ``KEYS``.
@@ -209,7 +201,7 @@ def grouped(
     for values, _ in columns:
         code = pairs(np.unique(code, return_inverse=True)[1].astype(np.int64), values[keep])
     unique, first, which = np.unique(code, return_index=True, return_inverse=True)
-    counted = _count(rows, keep, which.reshape(-1), len(unique))
+    counted = tally(rows, outcome.parameters, keep, which.reshape(-1).astype(np.int64), len(unique))
     places = np.flatnonzero(keep)[first].tolist()
     groups = [
         {
@@ -223,7 +215,7 @@ def grouped(
         order = np.argsort(-values if KEYS[sort].falling else values, kind="stable").tolist()
         groups = [groups[i] for i in order]
     elif sort is not None:
-        groups.sort(key=lambda group: -group[sort])
+        groups.sort(key=lambda group: -(group[sort] or 0))
     return groups[:limit]
 
 
@@ -237,25 +229,3 @@ def unknown(outcome: Outcome, story: Story, only: Sequence[tuple[str, str]]) -> 
         if wanted not in there:
             return key, wanted, there
     return None
-
-
-def _count(rows: Rows, keep: NDArray[np.bool_], which: Ints, size: int) -> dict[str, list[int]]:
-    what, page = rows.what[keep], rows.page[keep]
-
-    def of(mask: NDArray[np.bool_]) -> Ints:
-        return np.bincount(which[mask], minlength=size)
-
-    made, found = of(what == What.MADE), of(what == What.FOUND)
-    alive = (what == What.MADE) & (rows.died[np.where(what == What.MADE, page, 0)] < 0)
-    counts = {
-        "lookups": made + found,
-        "hits": found,
-        "hit_percent": np.round(100 * found / np.maximum(made + found, 1), 1),
-        "made": made,
-        "died": of(what == What.DIED),
-        "emptied": of(what == What.EMPTIED),
-        "alive": of(alive),
-        "faults": of(what == What.FAULT),
-        "stores": of(what == What.STORE),
-    }
-    return {name: counts[name].tolist() for name in COUNTS}

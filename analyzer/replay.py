@@ -192,6 +192,11 @@ def run(
     return Run(model, parameters.as_dict(), version, chosen, end.counters.events_total, seconds, facts(end, story(trace)), why), end
 
 
+def without_cache(parameters: Parameters) -> Parameters:
+    """The model that a model with a cache is compared with: of as many pages, without one."""
+    return model_parameters("uncached", pages=parameters.pages, ram_pages=parameters.ram_pages, strict=parameters.strict)
+
+
 def yardstick(
     trace: TraceReader,
     parameters: Parameters,
@@ -209,7 +214,7 @@ def yardstick(
         wanted = choose_core(core)[0] == "fast"
     if not wanted or not parameters.caching:
         return None, False
-    without = model_parameters("uncached", pages=parameters.pages, ram_pages=parameters.ram_pages, strict=parameters.strict)
+    without = without_cache(parameters)
     if (known := kept(trace, "uncached", without, version, core)) is not None and _can_be_compared(known):
         return known, False
     return run(trace, "uncached", without, version, progress, core=core)[0], True

@@ -16,6 +16,7 @@ from analyzer.counters import SECTIONS, definitions
 from analyzer.findings import RULES
 from analyzer.grouping import KEYS
 from analyzer.sharing import PARTS
+from analyzer.tally import COUNTS, MORE, UNCACHED
 from db.models import metadata
 from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
 from db.verify import CHECKS
@@ -160,8 +161,17 @@ def counters() -> str:
     parts.append(_KEYS + "\n".join(f"| `{name}` | {key.about} |" for name, key in KEYS.items()) + "\n")
     parts.append(
         "A row of the journal that has no answer to a key is left out: only hits have an origin and an age, only deaths a cause, and a fault is"
-        " of no level. `alive` counts the pages made in a group that live at the end.\n"
+        " of no level.\n"
     )
+    groups = (
+        ("Counts of `report --by`", COUNTS),
+        ("Counts with `--all`, and always in JSON and CSV", MORE),
+        ("Counts with `--saved`", UNCACHED),
+    )
+    for title, counts in groups:
+        parts.append(
+            f"## {title}\n\n| count | what it is |\n| --- | --- |\n" + "\n".join(f"| `{name}` | {text} |" for name, text in counts.items())
+        )
     return "\n".join(parts)
 
 

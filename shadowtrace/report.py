@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from analyzer import livekvm, replay
-from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, grouped, unknown
+from analyzer.grouping import KEYS, ROLE_KEYS, grouped, unknown
 from analyzer.model import Parameters
 from analyzer.outcome import Outcome
 from analyzer.recorded import story
@@ -25,6 +25,7 @@ from analyzer.reports.about import About
 from analyzer.reports.about import about as about_trace
 from analyzer.reports.text import Look, folded, look, printable
 from analyzer.saving import Costs
+from analyzer.tally import COUNTS, MORE, with_uncached
 from db.errors import UsageError
 from db.files import check_target, new_text
 from db.trace import TraceReader
@@ -38,14 +39,14 @@ ROW_FORMATS = ("jsonl", "csv", "markdown")
 #: Values of a key that are named where --only asks for none of them.
 _NAMED = 12
 
-#: Options of a report that is no rows.
-_OF_THE_WHOLE = ("everything", "saved", "cycles_exit", "cycles_fault", "cycles_fill")
+#: Options of a report that is no rows; a live KVM's log has nothing for these and two more.
+_OF_THE_WHOLE = ("cycles_exit", "cycles_fault", "cycles_fill")
 
 
 def _columns(context: click.Context, parameter: click.Parameter, given: str) -> list[str]:
     """What a shell offers for --sort: a count, or a key of the --by that stands before it."""
     keys = (context.params.get("by") or "").split(",")
-    return one_of((*COUNTS, *(key for key in KEYS if key in keys)))(context, parameter, given)
+    return one_of((*COUNTS, *MORE, *(key for key in KEYS if key in keys)))(context, parameter, given)
 
 
 @click.command("report")
@@ -66,7 +67,7 @@ def _columns(context: click.Context, parameter: click.Parameter, given: str) -> 
     "--sort",
     metavar="COLUMN",
     shell_complete=_columns,
-    help=f"The greatest first: {', '.join(COUNTS)}; or a key of --by, whose names come in their own order: phases in order of time.",
+    help=f"The greatest first: {', '.join((*COUNTS, *MORE))}; or a key of --by, whose names come in their own order: phases in order of time.",
 )
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="No more than N rows; 0: all.")
 @click.option("--saved/--no-saved", default=None, help="Compare with a replay without a cache.  [default: on the fast core]")
@@ -95,13 +96,15 @@ def command(
 
     What has not been replayed yet with this model and these parameters is replayed first. With --by, and in the formats of rows
     (jsonl, csv, markdown), it prints look-ups, deaths, faults and stores in groups instead: by mode, level, quadrant and meta
-    unless you say otherwise.
+    unless you say otherwise. With --all these say how long pages lived, how many parents they had and how full their buckets
+    were, with --saved what a replay without a cache did.
 
     \b
     Example:
       shadowtrace report boot.db
       shadowtrace report boot.db --model kvm-2.6.24 --format json
       shadowtrace report boot.db --by phase,process --sort faults --limit 10
+      shadowtrace report boot.db --by phase,level --all --saved
       shadowtrace report boot.db --by level --only mode=long --only meta= --format csv
       shadowtrace report boot.db --format html -o boot.html
     """
@@ -111,11 +114,13 @@ def command(
     _check_output(form, keys, output)
     if keys and (idle := asked(_OF_THE_WHOLE)):
         raise UsageError(f"rows know no {idle[0]}: it is for the whole report", "leave it out, or --by and the formats of rows")
+    if keys and everything and form not in ("table", "markdown"):
+        raise UsageError(f"--all is for tables: in {form} every column is there already", "leave out --all")
     costs = Costs(cycles_exit, cycles_fault, cycles_fill)
     seen = look() if output is None else Look()
     with TraceReader(trace) as opened:
         if (live := livekvm.stored(opened)) is not None:
-            _refuse_of_live(form, ("by", "only", "sort", "limit", *_OF_THE_WHOLE, "core", "model", *options))
+            _refuse_of_live(form, ("by", "only", "sort", "limit", "everything", "saved", *_OF_THE_WHOLE, "core", "model", *options))
             about = about_trace(opened, live)
             _write(json_report.report(about, live) if form == "json" else folded(livekvm_report.report(about, live), seen), output)
             return
@@ -124,8 +129,12 @@ def command(
             groups = grouped(end, story(opened), keys, conditions, _column(sort, keys), limit or None)
             if not groups:
                 click.echo(_nothing(unknown(end, story(opened), conditions)), err=True)
-            text = _rows(about_trace(opened, run), run, groups, keys, form, seen)
             fresh = [run]
+            if saved and parameters.caching:
+                without, bare = _replayed(opened, "uncached", replay.without_cache(parameters), core)
+                groups = with_uncached(groups, grouped(bare, story(opened), keys, conditions), keys)
+                fresh.append(without)
+            text = _rows(about_trace(opened, run), run, groups, _Rows(keys, everything, sort, form, seen))
         else:
             text, fresh = _whole(opened, _Wanted(model, parameters, saved, costs, core, form, everything, seen))
     for done in fresh:
@@ -133,16 +142,27 @@ def command(
     _write(text, output)
 
 
-def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], keys: list[str], form: str, seen: Look) -> str:
-    if form == "json":
+@dataclass(frozen=True)
+class _Rows:
+    """How rows are asked for."""
+
+    keys: list[str]
+    everything: bool
+    sort: str | None
+    form: str
+    look: Look
+
+
+def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], wanted: _Rows) -> str:
+    if wanted.form == "json":
         return json_report.rows(about, run, groups)
-    if form == "jsonl":
+    if wanted.form == "jsonl":
         return row_report.jsonl(groups)
-    if form == "csv":
-        return row_report.csv(groups, keys)
-    if form == "markdown":
-        return row_report.markdown(groups, keys)
-    return row_report.table(groups, keys, seen)
+    if wanted.form == "csv":
+        return row_report.csv(groups, wanted.keys)
+    if wanted.form == "markdown":
+        return row_report.markdown(groups, wanted.keys, wanted.everything, wanted.sort)
+    return row_report.table(groups, wanted.keys, wanted.look, wanted.everything, wanted.sort)
 
 
 @dataclass(frozen=True)
@@ -254,8 +274,8 @@ def _condition(text: str) -> tuple[str, str]:
 def _column(sort: str | None, keys: list[str]) -> str | None:
     """The column to sort by, which may be named as the table heads it."""
     column = "hit_percent" if sort == "hit%" else sort
-    if column is not None and column not in (*COUNTS, *keys):
-        raise UsageError(f"there is no column {sort!r} to sort by", f"columns: {', '.join((*keys, *COUNTS))}")
+    if column is not None and column not in (*COUNTS, *MORE, *keys):
+        raise UsageError(f"there is no column {sort!r} to sort by", f"columns: {', '.join((*keys, *COUNTS, *MORE))}")
     return column
 
 

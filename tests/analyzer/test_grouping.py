@@ -7,11 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analyzer.facts import facts
-from analyzer.grouping import COUNTS, KEYS, ROLE_KEYS, Group, grouped, unknown
+from analyzer.grouping import KEYS, ROLE_KEYS, grouped, unknown
 from analyzer.mmu import Mmu
 from analyzer.model import parameters
 from analyzer.outcome import Outcome, outcome
 from analyzer.story import Root, Story
+from analyzer.tally import COUNTS, MORE, Group, with_uncached
 from tests.analyzer.guests import Step, apply, start, steps
 from tests.analyzer.test_overtime import MARKS
 from tests.analyzer.test_spaces import two_programs
@@ -41,6 +42,43 @@ def test_groups_by_level_and_mode() -> None:
         ("long", 4, 3, 1, 2, 0, 2, 0),
     ]
     assert groups[2]["hit_percent"] == 66.7
+
+
+def test_what_became_of_the_pages_of_a_group() -> None:
+    """Table 3 is found under 6 and 7 with one page in its bucket, and has three parents in the end; 2 is found under 5.
+
+    Table 4 lives from event 11 to 19. The four roots without paging are of frame 0: each but the first is made beside another, in a
+    bucket that holds those before, and found with all four there: (0 + 1 + 2 + 3 + 4 x 4) / 8 = 2.75.
+    """
+    groups = grouped(end(), MARKS, ("mode", "level"))
+    assert short(groups, "mode", "level", "peak", "life", "beside", "shared", "parents", "chain") == [
+        ("no paging", 2, 4, None, 3, 0, 0, 2.8),
+        ("long", 1, 1, 8.0, 0, 0, 1, 0.0),
+        ("long", 2, 1, None, 0, 1, 3, 0.7),
+        ("long", 3, 3, None, 0, 1, 2, 0.2),
+        ("long", 4, 2, None, 0, 0, 0, 0.3),
+    ]
+    # Whoever finds a page did not make it.
+    assert short(grouped(end(), MARKS, ("origin",)), "peak", "life", "parents") == [(0, None, 0), (0, None, 0)]
+
+
+def test_a_page_counts_for_the_group_it_was_made_in() -> None:
+    """Root 1 is made at event 6, tables 2, 3, 4 and 6 up to 12: what becomes of these later, more parents or death, counts there."""
+    groups = {group["phase"]: group for group in grouped(end(), MARKS, ("phase",))}
+    assert {name: (group["made"], group["died"], group["shared"], group["life"]) for name, group in groups.items()} == {
+        "start": (5, 0, 0, None),
+        "kernel entry": (4, 0, 2, 8.0),
+        "first user process": (2, 1, 0, None),
+    }
+
+
+def test_a_replay_without_a_cache_counts_beside() -> None:
+    """Each cr3 load makes its root anew, each access a way of three tables: 1 + 3 + 3, 1 + 3 + 3, 1."""
+    without = outcome(two_programs("uncached"))
+    (group,) = with_uncached(grouped(end(), MARKS, ("mode",), [("mode", "long")]), grouped(without, MARKS, ("mode",)), ("mode",))
+    assert (group["made"], group["made_uncached"], group["faults"], group["faults_uncached"]) == (7, 15, 4, 4)
+    (none,) = with_uncached(grouped(end(), MARKS, ("cause",)), [], ("cause",))
+    assert none["made_uncached"] == 0
 
 
 def test_only_keeps_what_is_called_so() -> None:
@@ -141,4 +179,5 @@ def test_groups_add_up_whatever_the_key(model: str, mode: str, events: list[Step
             role["live"],
             role["stores"],
         )
-    assert all(set(group) == {*ROLE_KEYS, *COUNTS} for group in by_role)
+        assert (group["peak"], group["life"]) == (role["peak"], role["lifetime"] and role["lifetime"]["median"])
+    assert all(set(group) == {*ROLE_KEYS, *COUNTS, *MORE} for group in by_role)

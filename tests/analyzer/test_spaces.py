@@ -19,7 +19,7 @@ def told(mmu: Mmu, *roots: Root) -> Facts:
     return facts(outcome(mmu), Story(roots=roots))
 
 
-def two_programs() -> Mmu:
+def two_programs(model: str = "kvm-2.6.20") -> Mmu:
     """Frames 1 and 5 are top tables over the same tables 2, 3 and 4; each has an entry 1 of its own, to 6 and 7.
 
     ====== =============================================================
@@ -33,7 +33,7 @@ def two_programs() -> Mmu:
     16     cr3: frame 1
     ====== =============================================================
     """
-    mmu = make()
+    mmu = make(model)
     long_guest(mmu)
     mmu.page(1, [(0, 0x2067), (1, 0x6067)])
     mmu.page(5, [(0, 0x2067), (1, 0x7067)])

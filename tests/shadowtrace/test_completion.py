@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.grouping import COUNTS, KEYS
+from analyzer.grouping import KEYS
 from analyzer.model import HASHES
+from analyzer.tally import COUNTS, MORE
 from db.event import Kind
 from db.verify import CHECKS
 from shadowtrace.__main__ import VERBS
@@ -74,7 +75,7 @@ def test_guests_and_models_are_completed() -> None:
         ("report boot.db --by level,mode,", {f"level,mode,{key}" for key in KEYS if key not in ("level", "mode")}),
         ("report boot.db --only m", {"mode=", "meta="}),
         ("report boot.db --only ", {f"{key}=" for key in KEYS}),
-        ("report boot.db --sort ", set(COUNTS)),
+        ("report boot.db --sort ", {*COUNTS, *MORE}),
         ("report boot.db --by phase,process --sort p", {"phase", "process"}),
         ("report boot.db --by level --sort p", set()),
         ("report boot.db --format ", {"table", "json", "html", "jsonl", "csv", "markdown"}),

@@ -225,8 +225,7 @@ WRONG = {
     "a key twice": (["--by", "level,level"], "names a key twice", "once"),
     "no condition": (["--by", "level", "--only", "level"], "no KEY=VALUE", "level=1"),
     "no such column": (["--by", "level", "--sort", "beauty"], "no column 'beauty'", "lookups"),
-    "rows with a cache's savings": (["--by", "level", "--saved"], "rows know no --saved", "--by"),
-    "all of rows": (["--format", "csv", "--all"], "rows know no --all", "formats of rows"),
+    "all of all columns": (["--format", "csv", "--all"], "every column is there already", "leave out --all"),
     "costs of rows": (["--by", "level", "--cycles-fill", "3"], "rows know no --cycles-fill", "--by"),
     "rows without keys": (["--sort", "lookups"], "are for rows", "--by"),
 }
@@ -239,6 +238,18 @@ def test_wrong_use(cli: Cli, trace: Path, case: str) -> None:
     assert done.returncode == 2
     assert sentence in done.stderr
     assert hint in done.stderr
+
+
+def test_rows_say_more_when_asked_and_what_does_not_fit(cli: Cli, trace: Path) -> None:
+    wide = cli("report", trace, "--by", "mode", "--all", "--saved", COLUMNS="200").stdout.splitlines()
+    assert {"faults uncached", "made uncached", "peak", "chain"} < set(re.split("  +", wide[0]))
+    assert "chain" not in cli("report", trace, "--by", "mode", COLUMNS="200").stdout
+    assert cli("report", trace, "--by", "mode", "--sort", "chain", COLUMNS="200").stdout.splitlines()[0].endswith("chain")
+    narrow = cli("report", trace, "--by", "mode", "--all", "--saved", COLUMNS="50").stdout.splitlines()
+    assert max(map(len, narrow)) <= 60
+    assert re.fullmatch(r"\.\.\. \d+ more columns: widen the terminal, or --format csv", narrow[-1])
+    rows = cli("report", trace, "--by", "mode", "--saved", "--format", "csv").stdout.splitlines()
+    assert rows[0].startswith("mode,lookups,hits,hit_percent,made,died,emptied,alive,faults,stores,faults_uncached,made_uncached,peak,life")
 
 
 def test_what_only_asks_for_in_vain_is_told_with_what_there_is(cli: Cli, trace: Path) -> None:
