@@ -47,12 +47,9 @@ def test_the_guest_shows_what_its_recipe_says_and_its_trace_is_verified(smp: tup
     assert outcome.not_shown == []
     with TraceReader(trace) as opened:
         assert [finding.check.name for finding in verify(opened) if finding.failures] == []
-        printed, found = names.printed(opened), names.recorded(opened)
+        names.check(opened)
+        assert len(names.programs(opened)) == len(names.recorded(opened))  # each once
         checks = opened.rows("memory_check")
-    assert len(printed) == 3
-    # Of two programs that two vCPUs execute at the same moment gdb sees one.
-    assert {pid: words for pid, words in printed.items() if pid in found} == {pid: found[pid] for pid in printed if pid in found}
-    assert sum(words == ["busybox", "true"] for words in found.values()) >= 100
     assert len(checks) > 1
     assert sum(check["missing"] + check["different"] + (check["leaves_different"] or 0) for check in checks) == 0
 
