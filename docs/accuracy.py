@@ -17,7 +17,7 @@ from analyzer.mmu import Mmu
 from analyzer.model import parameters
 from analyzer.outcome import outcome
 from analyzer.replay import feed, run
-from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, Event, Kind
+from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, MASK64, WRITE_SEEN_SHIFT, Event, Kind, Seen
 from db.rebuild import Cpu, Rebuilt
 from db.trace import TraceReader
 from shadowtrace import __version__
@@ -52,79 +52,109 @@ COMPARED = {
     "contents late": ("contents", "changed"),
 }
 
+#: Kind of access, place in its table.
+_Slot = tuple[int, int]
+
 
 class _Touches:
-    """First-touch tables of one vCPU, as the plugin has them, except that sets of tables are exact here."""
+    """First-touch tables of one vCPU, as the plugin has them (qemu-scripts/plugin/access.c)."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._slots: dict[tuple[int, int], int] = {}
-        self._through: dict[int, set[tuple[int, int]]] = {}
+        self._tags: dict[_Slot, int] = {}
+        self._through: dict[_Slot, set[int]] = {}
+        self._slots: dict[int, set[_Slot]] = {}
 
-    def is_new(self, event: Event, tables: list[int]) -> bool:
-        """Whether an access is a first touch; it is none from now on, until one of ``tables`` is stored to."""
-        page = event.addr >> 12
-        slot = (event.flags & (ACCESS_WRITE | ACCESS_FETCH), page % self._size)
-        tag = page << 1 | bool(event.flags & ACCESS_USER)
-        if self._slots.get(slot) == tag:
-            return False
-        self._slots[slot] = tag
-        for gfn in tables:
-            self._through.setdefault(gfn, set()).add(slot)
-        return True
+    def has(self, access: Event) -> bool:
+        """Whether an access is no first touch."""
+        return self._tags.get(self._slot(access)) == _tag(access)
+
+    def enter(self, access: Event, tables: set[int]) -> None:
+        """The access is none from now on, until one of ``tables``, each by its class, is stored to."""
+        slot = self._slot(access)
+        self._tags[slot], self._through[slot] = _tag(access), tables
+        for table in tables:
+            self._slots.setdefault(table, set()).add(slot)
 
     def clear(self) -> None:
         """Forget all."""
+        self._tags.clear()
         self._slots.clear()
-        self._through.clear()
 
-    def store(self, gfn: int) -> None:
-        """Forget what went through a table."""
-        for slot in self._through.pop(gfn, ()):
-            self._slots.pop(slot, None)
+    def store(self, table: int) -> None:
+        """Forget what went through tables of a class."""
+        for slot in self._slots.pop(table, ()):
+            if table in self._through[slot]:
+                self._tags.pop(slot, None)
 
     def invlpg(self, page: int) -> None:
         """Forget one page."""
         for kind in (0, ACCESS_WRITE, ACCESS_FETCH):
-            if self._slots.get((kind, page % self._size), 0) >> 1 == page:
-                del self._slots[kind, page % self._size]
+            slot = kind, page % self._size
+            if slot in self._tags and self._tags[slot] >> 1 == page:
+                del self._tags[slot]
+
+    def _slot(self, access: Event) -> _Slot:
+        return access.flags & (ACCESS_WRITE | ACCESS_FETCH), (access.addr >> 12) % self._size
 
 
-def _tables_of(rebuilt: Rebuilt, va: int) -> list[int]:
-    """The frames of the tables that translate an address now."""
-    cpu = rebuilt.cpus.get(0, Cpu())
+def _tag(access: Event) -> int:
+    return access.addr >> 12 << 1 | bool(access.flags & ACCESS_USER)
+
+
+def _class(gfn: int) -> int:
+    """Which of 64 classes a table is in: the plugin keeps sets of these."""
+    return (gfn * 0x9E3779B97F4A7C15 & MASK64) >> 58
+
+
+def _tables_of(rebuilt: Rebuilt, va: int) -> set[int]:
+    """The classes of the tables that translate an address now."""
+    cpu, found = rebuilt.cpus.get(0, Cpu()), set()
     for start, root in roots(rebuilt.memory, cpu.cr3, cpu.mode, cpu.pdptes):
         if cpu.mode is Mode.PAE and start >> 30 != va >> 30 & 3:
             continue
-        table, found = root, []
+        table = root
         while table.gfn in rebuilt.pages:
-            found.append(table.gfn)
+            found.add(_class(table.gfn))
             at = (va >> index_shift(table.level, table.entry_bytes) & PAGE_BYTES // table.entry_bytes - 1) * table.entry_bytes
             entry = int.from_bytes(rebuilt.pages[table.gfn][at : at + table.entry_bytes], "little")
             if table.level == 1 or not entry & PRESENT or is_big_page(entry, table.level, cpu.mode, cpu.cr4):
                 break
             table = Table(child_gfn(entry, table.entry_bytes), table.level - 1, table.entry_bytes)
-        return found
-    return []
+    return found
+
+
+def _stores_to_table(events: list[Event], number: int) -> bool:
+    """Whether an access is a store to a table: it comes next, but for the contents of tables that it links."""
+    access, following = events[number], number + 1
+    while following < len(events) and events[following].kind == Kind.PAGE:
+        following += 1
+    if not access.flags & ACCESS_WRITE or following == len(events):
+        return False
+    store = events[following]
+    return store.kind == Kind.WRITE and store.flags >> WRITE_SEEN_SHIFT == Seen.EXACT and (store.addr ^ access.addr) % PAGE_BYTES == 0
 
 
 def first_touches(events: list[Event], start: int, size: int, at_stores: bool) -> Iterator[Event]:
     """The events that a recording with tables of ``size`` entries would hold from event ``start`` on.
 
-    ``at_stores``: a store to a page table drops what went through that table, and is recorded as an access each time.
+    Before it there are first touches alone. ``at_stores``: a store to a page table drops what went through that table, and is recorded
+    as an access each time. An access that faulted is recorded and is no touch: its translation failed.
     """
     touches, rebuilt = _Touches(size), Rebuilt()
+    # All tables are emptied there.
+    last_load = max((number for number in range(start) if events[number].kind in (Kind.CR3, Kind.REGS)), default=0)
     for number, event in enumerate(events):
         rebuilt.apply(event)
-        if event.kind == Kind.ACCESS:
-            stores = at_stores and number + 1 < len(events) and events[number + 1].kind == Kind.WRITE
-            new = touches.is_new(event, _tables_of(rebuilt, event.addr) if at_stores and number >= start else [])
-            if number >= start and not new and not stores and not event.flags & ACCESS_FAULT:
+        if event.kind == Kind.ACCESS and not event.flags & ACCESS_FAULT and number >= last_load:
+            if not touches.has(event):
+                touches.enter(event, _tables_of(rebuilt, event.addr) if at_stores else set())
+            elif number >= start and not (at_stores and _stores_to_table(events, number)):
                 continue
         elif event.kind in (Kind.CR3, Kind.REGS):
             touches.clear()
         elif event.kind == Kind.WRITE and at_stores:
-            touches.store(event.addr >> 12)
+            touches.store(_class(event.addr >> 12))
         elif event.kind == Kind.INVLPG:
             touches.invlpg(event.addr >> 12)
         yield event

@@ -11,8 +11,6 @@ from tracer.kerneldata import AT_EXEC, CURRENT, LISTENERS
 from tracer.symbols import Symbols
 from x86.registers import CR4_PAE
 
-#: A read of ``LISTENERS`` in so many bytes of ``AT_EXEC`` is an exec.
-_AT_EXEC_BYTES = 0x60
 _COMM_BYTES = 16
 
 #: The mark of the first program that is executed.
@@ -47,8 +45,9 @@ class Driver:
         self._marks: dict[int, str] = {}
         self._wanted = dict.fromkeys(["start_kernel", *marks, *([until] if until else [])])
         self.slide: int | None = None
-        self._watch: int | None = None
+        self._watched = False
         self._first_exec = True
+        self._executing: dict[int, tuple[int, int]] = {}
 
     def arm(self) -> None:
         """At the reset vector: mark it, and catch Linux wherever it will have been moved to, or marks where another kernel is linked."""
@@ -65,12 +64,12 @@ class Driver:
 
     def answer(self, stop: Stop) -> bool:
         """Deal with a stop; true where the recording is to end there."""
+        if self._watched:
+            self._name_programs()
         if stop.breakpoint in self._slots:
             self._found_kernel(self._slots[stop.breakpoint])
         elif stop.breakpoint in self._marks:
             return self._reached(stop.breakpoint)
-        elif stop.breakpoint is not None and stop.breakpoint == self._watch:
-            self._process_event(stop.pc)
         return False
 
     def _found_kernel(self, slide: int) -> None:
@@ -86,7 +85,8 @@ class Driver:
             self._on_name(early, None, kernelmms.EARLY_TABLE, None)
         self._arm_marks(symbols)
         if symbols.names_programs:
-            self._watch = self._session.watch_reads(symbols.addresses[LISTENERS] + slide)
+            self._session.watch_reads(symbols.addresses[LISTENERS] + slide)
+            self._watched = True
 
     def _arm_marks(self, symbols: Symbols) -> None:
         for name in self._wanted:
@@ -99,26 +99,45 @@ class Driver:
         self._on_mark(name)
         return name == self._until
 
-    def _process_event(self, pc: int) -> None:
-        """A program was executed: cr3 and the task's name are the new ones already."""
+    def _name_programs(self) -> None:
+        """Name what any vCPU executes: where several stop at once, or one while the guest is being stopped, QEMU tells of one alone."""
         symbols = self._symbols
-        if symbols is None or not 0 <= pc - (symbols.addresses[AT_EXEC] + (self.slide or 0)) < _AT_EXEC_BYTES:
+        if symbols is None:
             return
-        session, task = self._session, symbols.task
+        function, slide = symbols.function(AT_EXEC), self.slide or 0
+        executing = [thread for thread, pc in self._session.pcs().items() if pc - slide in function]
+        known, self._executing = self._executing, {}
+        for thread in executing:
+            self._session.select(thread)
+            task = self._executed(symbols)
+            if task is None:
+                continue
+            pid, name = task
+            root = self._root(symbols)
+            self._executing[thread] = pid, root
+            # A vCPU may be found there at several stops. Two execs of a process in a row have two roots: the old one is there still.
+            if known.get(thread) != (pid, root):
+                self._name_program(symbols, root, pid, name)
+
+    def _executed(self, symbols: Symbols) -> tuple[int, str] | None:
+        """Process id and name of the program that the selected vCPU executes; cr3 and the name are the new ones already."""
         address = self._current_task(symbols)
         if address is None:
-            return
-        pid, comm = session.read(address + task["pid"], 4), session.read(address + task["comm"], _COMM_BYTES)
+            return None
+        pid, comm = (self._session.read(address + symbols.task[name], size) for name, size in (("pid", 4), ("comm", _COMM_BYTES)))
         if pid is None or comm is None:
-            return
+            return None
+        return int.from_bytes(pid, "little", signed=True), comm.split(b"\0", 1)[0].decode(errors="backslashreplace")
+
+    def _name_program(self, symbols: Symbols, root: int, pid: int, name: str) -> None:
+        session = self._session
         if self._first_exec:
             self._first_exec = False
             self._on_mark(FIRST_PROCESS)
-            for root, kernel_name in kernelmms.roots(session.read, symbols, self.slide or 0):
-                self._on_name(root, None, kernel_name, None)
-        name = comm.split(b"\0", 1)[0].decode(errors="backslashreplace")
+            for kernel_root, kernel_name in kernelmms.roots(session.read, symbols, self.slide or 0):
+                self._on_name(kernel_root, None, kernel_name, None)
         argv = commandline.arguments(session.read, session.register("rsp"), symbols.bits // 8)
-        self._on_name(self._root(symbols), int.from_bytes(pid, "little", signed=True), name, argv)
+        self._on_name(root, pid, name, argv)
 
     def _root(self, symbols: Symbols) -> int:
         """The physical address of the top table in force: in PAE mode one of 32 bytes, of which a frame holds several."""

@@ -84,6 +84,9 @@ class Session:
     def _attach(self, socket: Path) -> None:
         self.command("-gdb-set confirm off")
         self.command("-gdb-set pagination off")
+        # gdb would take them back at each stop: a watchpoint that a second vCPU has hit meanwhile would be told of as another's, to
+        # which gdb shuts its eyes.
+        self.command("-gdb-set breakpoint always-inserted on")
         self.command("-gdb-set mi-async on")
         self.command(f"-gdb-set remotetimeout {_REMOTE_TIMEOUT}")
         self.command(f"-target-select remote {socket}")
@@ -219,6 +222,15 @@ class Session:
         """Forget breakpoints and watchpoints."""
         if numbers:
             self.command("-break-delete " + " ".join(str(number) for number in numbers))
+
+    def pcs(self) -> dict[int, int]:
+        """Where each vCPU stands, by the number of its thread in gdb."""
+        threads = self.command("-thread-info")["threads"]
+        return {int(thread["id"]): int(thread["frame"]["addr"], 16) for thread in threads}
+
+    def select(self, thread: int) -> None:
+        """Have registers and memory be those of one vCPU; a stop selects the one that it tells of."""
+        self.command(f"-thread-select {thread}")
 
     def register(self, name: str) -> int:
         """A register's value, unsigned; 0 where this processor has none of that name."""

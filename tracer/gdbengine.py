@@ -76,6 +76,13 @@ class EngineSession(Session):
         if numbers:
             self.command("-shadowtrace-nostop " + " ".join(map(str, numbers)))
 
+    def pcs(self) -> dict[int, int]:
+        """Where the one vCPU stands."""
+        return {1: self.register("rip")}
+
+    def select(self, thread: int) -> None:
+        """Nothing: there is one vCPU."""
+
     def register(self, name: str) -> int:
         """A register's value: of those that the recorder needs."""
         return int(self.command(f"-shadowtrace-register {name}")["value"], 16)

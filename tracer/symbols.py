@@ -50,6 +50,12 @@ class Symbols:
         """Whether programs can be seen to be executed, and named."""
         return {kerneldata.LISTENERS, kerneldata.AT_EXEC, kerneldata.CURRENT} <= set(self.addresses) and {"pid", "comm"} <= set(self.task)
 
+    def function(self, name: str) -> range:
+        """The link-time addresses of a function, up to where the next one begins."""
+        start = self.addresses[name]
+        after = bisect_right(self.functions, start, key=lambda function: function[0])
+        return range(start, self.functions[after][0] if after < len(self.functions) else start + 1)
+
     def slides(self) -> list[int]:
         """Every distance by which the kernel may have been moved: KASLR's slots of 2 MiB (amd64) or 16 MiB (i386)."""
         step, span = (2 << 20, 1 << 30) if self.bits == 64 else (16 << 20, 512 << 20)

@@ -184,7 +184,7 @@ static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
         }
         return;
     }
-    notice_cr3(vcpu);
+    notice_task_switch(vcpu);
     if (settings.drop_at_stores && v->store_touch != va) {
         /* Where the page is shadowed each store to it faults, not the first alone. */
         uint16_t flags = user ? ACCESS_WRITE | ACCESS_USER : ACCESS_WRITE;

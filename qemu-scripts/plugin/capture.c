@@ -166,6 +166,19 @@ static void resolve_first(unsigned vcpu)
     }
 }
 
+/* The same before what loads cr3 or the task register: it may follow a task switch that an exception made unseen. */
+static void notice_first(unsigned vcpu)
+{
+    resolve_first(vcpu);
+    if (vcpus[vcpu].known) {
+        pthread_mutex_lock(&lock);
+        if (!closed) {
+            notice_task_switch(vcpu);
+        }
+        pthread_mutex_unlock(&lock);
+    }
+}
+
 static void on_mode_write(unsigned vcpu, void *data)
 {
     (void)data;
@@ -176,23 +189,29 @@ static void on_mode_write(unsigned vcpu, void *data)
 static void on_cr3_write(unsigned vcpu, void *data)
 {
     (void)data;
-    resolve_first(vcpu);
+    notice_first(vcpu);
     set_pending(vcpu, PENDING_CR3);
 }
 
-/* It may switch tasks, into a new cr3 - or follow a switch that an exception made unseen. */
 static void on_far_transfer(unsigned vcpu, void *data)
 {
     (void)data;
-    resolve_first(vcpu);
-    if (vcpus[vcpu].known && qemu_reg(vcpu, REG_CR3) != vcpus[vcpu].cr3) {
-        pthread_mutex_lock(&lock);
-        if (!closed) {
-            notice_cr3(vcpu);
-        }
-        pthread_mutex_unlock(&lock);
-    }
+    notice_first(vcpu);
     set_pending(vcpu, PENDING_MODE);
+}
+
+static void on_task_write(unsigned vcpu, void *data)
+{
+    (void)data;
+    notice_first(vcpu);
+    set_pending(vcpu, PENDING_MODE | PENDING_TASK);
+}
+
+/* At the instruction behind it: a task switch that follows within the block must not be taken for that load. */
+static void on_task_written(unsigned vcpu, void *data)
+{
+    (void)data;
+    resolve_first(vcpu);
 }
 
 /*
@@ -255,6 +274,9 @@ static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kin
     case INSN_MODE:
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_mode_write, CB_R_REGS, NULL);
         break;
+    case INSN_TASK:
+        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_task_write, CB_R_REGS, NULL);
+        break;
     case INSN_FAR:
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_far_transfer, CB_NO_REGS, NULL);
         break;
@@ -300,9 +322,12 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
     uint64_t start = qemu_plugin_tb_vaddr(tb), next = start;
     uint8_t bytes[16];
     struct operand operand;
-    bool after_invlpg = true;
+    bool after_invlpg = true, after_task = false;
 
     (void)id;
+    if (!vcpus[vcpu].known) {
+        qemu_locate_task(vcpu);
+    }
     if (!user) {
         pthread_mutex_lock(&lock);
         if (settings.touch_entries) {
@@ -323,6 +348,10 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
         void *pc = (void *)(uintptr_t)va;
 
         next = va + size;
+        if (after_task) {
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_task_written, CB_NO_REGS, NULL);
+        }
+        after_task = !user && kind == INSN_TASK;
         /* In user code the others only fault. */
         if (!user || kind == INSN_FAR) {
             instrument_special(insn, kind, &operand);

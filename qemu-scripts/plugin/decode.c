@@ -83,7 +83,7 @@ static enum insn_kind decode_group7(const uint8_t *bytes, size_t size, const str
         return INSN_MODE; /* lmsw */
     }
     if (bytes[0] >> 6 == 3) {
-        return INSN_PLAIN;
+        return bytes[0] == 0xda ? INSN_TASK : INSN_PLAIN; /* vmload */
     }
     if (reg == 2 || reg == 3) {
         return reg == 2 ? INSN_LGDT : INSN_LIDT;
@@ -103,6 +103,8 @@ static enum insn_kind decode_0f(const uint8_t *bytes, size_t size, const struct 
     uint8_t control_register = size > 1 ? (bytes[1] >> 3 & 7) | (prefix->rex >> 2 & 1) << 3 : 0;
 
     switch (bytes[0]) {
+    case 0x00:
+        return size > 1 && (bytes[1] >> 3 & 7) == 3 ? INSN_TASK : INSN_PLAIN; /* ltr */
     case 0x01:
         return size > 1 ? decode_group7(bytes + 1, size - 1, prefix, next, operand) : INSN_PLAIN;
     case 0x20:
@@ -113,8 +115,9 @@ static enum insn_kind decode_0f(const uint8_t *bytes, size_t size, const struct 
         }
         return control_register == 0 || control_register == 4 ? INSN_MODE : INSN_PLAIN;
     case 0x30: /* wrmsr */
-    case 0xaa: /* rsm */
         return INSN_MODE;
+    case 0xaa: /* rsm */
+        return INSN_TASK;
     default:
         return INSN_PLAIN;
     }

@@ -115,6 +115,56 @@ static const uint64_t *find_rip(unsigned vcpu)
     return found;
 }
 
+/* A segment register as QEMU keeps it; its flags are the upper half of the descriptor. */
+struct segment {
+    uint32_t selector;
+    uint64_t base;
+    uint32_t limit, flags;
+};
+
+/* Where QEMU keeps each vCPU's task register; NULL: not known. */
+static const struct segment *tasks[MAX_VCPUS];
+
+/* The registers ldt, tr, gdt and idt, one behind the other, as a reset leaves them. */
+static bool are_reset(const struct segment registers[4])
+{
+    static const uint32_t flags[4] = {0x8200, 0x8b00, 0, 0}; /* present: LDT; present: busy 32-bit TSS */
+
+    for (unsigned i = 0; i < 4; i++) {
+        if (registers[i].selector || registers[i].base || registers[i].limit != 0xffff || registers[i].flags != flags[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Find where the task register is kept, before the vCPU's first instruction: gdb's numbers have none for it. */
+void qemu_locate_task(unsigned vcpu)
+{
+    const uint64_t *words = get_cpu((int)vcpu);
+    size_t count = malloc_usable_size((void *)words) / sizeof *words;
+    const struct segment *found = NULL;
+
+    for (size_t i = 0; i + 4 * sizeof *found / sizeof *words <= count; i++) {
+        const struct segment *registers = (const struct segment *)(words + i);
+        if (are_reset(registers)) {
+            if (found) {
+                return;
+            }
+            found = registers + 1;
+        }
+    }
+    tasks[vcpu] = found;
+}
+
+/* The task register's selector, with TASK_32 where it names a 32-bit task; always the same where it is not known. */
+uint32_t qemu_task(unsigned vcpu)
+{
+    const struct segment *task = tasks[vcpu];
+
+    return task ? (task->selector & 0xffff) | (task->flags >> 11 & 1 ? TASK_32 : 0) : 0;
+}
+
 /*
  * Whether a block serves every address at which its page is mapped, as from QEMU 8.0 on: rip is then kept up to date at the
  * start of each block, and the code segment's base is the same wherever it runs. Older ones translate anew.

@@ -125,12 +125,17 @@ void outdate_store_caches(void);
 enum reg { REG_RSP = 7, REG_RIP = 16, REG_EFLAGS = 17, REG_CS = 18, REG_FS_BASE = 24, REG_GS_BASE = 25, REG_CR0 = 27, REG_CR2 = 28, REG_CR3 = 29,
            REG_CR4 = 30, REG_EFER = 32 };
 
+/* Of what qemu_task() tells: a 32-bit task. */
+#define TASK_32 (1u << 16)
+
 bool qemu_open(void);
 uint64_t qemu_reg(unsigned vcpu, enum reg number);
 bool qemu_shares_blocks(void);
 void qemu_locate_rip(unsigned vcpu);
 uint64_t qemu_running_pc(unsigned vcpu, uint64_t translated);
 int qemu_translating_vcpu(void);
+void qemu_locate_task(unsigned vcpu);
+uint32_t qemu_task(unsigned vcpu);
 size_t qemu_insn_bytes(const struct qemu_plugin_insn *insn, uint8_t *to, size_t most);
 void qemu_on_stop(void (*stopped)(void));
 /* Where QEMU keeps each vCPU's rip; NULL: not known. */
@@ -151,6 +156,7 @@ enum insn_kind {
     INSN_CR3,      /* mov to cr3 */
     INSN_MODE,     /* may change cr0, cr4 or efer */
     INSN_FAR,      /* may switch tasks, and so load cr3 */
+    INSN_TASK,     /* may load the task register, and change modes, but switches no task */
     INSN_INVLPG,
     INSN_LIDT,
     INSN_LGDT,

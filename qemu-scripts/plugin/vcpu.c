@@ -271,6 +271,15 @@ bool follows_invlpg(const struct vcpu *v, uint64_t va)
     return may_end_in_invlpg(bytes, sizeof bytes);
 }
 
+/* Whether tasks were switched, to a 32-bit one: with paging on that loads cr3, perhaps with the value it has. */
+static bool switched_tasks(unsigned vcpu)
+{
+    const struct vcpu *v = &vcpus[vcpu];
+    uint32_t task = qemu_task(vcpu);
+
+    return v->known && task != v->task && task & TASK_32 && (v->cr0 & CR0_PG) && !(v->efer & EFER_LMA);
+}
+
 /* Record what pending instructions did. With the lock held, on a vCPU that is between blocks. */
 void resolve(unsigned vcpu)
 {
@@ -286,13 +295,15 @@ void resolve(unsigned vcpu)
     if (!(pending & (PENDING_MODE | PENDING_CR3)) && v->known) {
         return;
     }
+    load = (pending & PENDING_CR3) || (switched_tasks(vcpu) && !(pending & PENDING_TASK));
+    v->task = qemu_task(vcpu);
     cr0 = qemu_reg(vcpu, REG_CR0);
     cr3 = qemu_reg(vcpu, REG_CR3);
     cr4 = qemu_reg(vcpu, REG_CR4);
     efer = qemu_reg(vcpu, REG_EFER);
     /* CR0.TS comes and goes with the FPU and concerns no table. */
     mode = !v->known || ((cr0 ^ v->cr0) & ~CR0_TS) || cr4 != v->cr4 || efer != v->efer;
-    load = (pending & PENDING_CR3) || cr3 != v->cr3;
+    load |= cr3 != v->cr3;
     if (!mode && !load) {
         return;
     }
@@ -312,9 +323,9 @@ void resolve(unsigned vcpu)
 }
 
 /* A task gate that an exception goes through loads cr3 with nothing to see: look before a store to a table is recorded. */
-void notice_cr3(unsigned vcpu)
+void notice_task_switch(unsigned vcpu)
 {
-    if (qemu_reg(vcpu, REG_CR3) != vcpus[vcpu].cr3) {
+    if (qemu_reg(vcpu, REG_CR3) != vcpus[vcpu].cr3 || switched_tasks(vcpu)) {
         vcpus[vcpu].pending |= PENDING_MODE;
         resolve(vcpu);
     }

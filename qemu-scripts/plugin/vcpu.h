@@ -19,7 +19,7 @@
 /* Keeps what is rare out of the functions that run at each access: they are a few instructions, without a stack frame. */
 #define RARE __attribute__((noinline, cold))
 
-enum pending { PENDING_MODE = 1, PENDING_CR3 = 2, PENDING_INVLPG = 4 };
+enum pending { PENDING_MODE = 1, PENDING_CR3 = 2, PENDING_INVLPG = 4, PENDING_TASK = 8 };
 enum touch { TOUCH_LOAD, TOUCH_STORE, TOUCH_FETCH, TOUCH_KINDS };
 enum { ACCESS_WRITE = 1, ACCESS_USER = 2, ACCESS_FETCH = 4, ACCESS_FAULT = 8 };
 
@@ -57,6 +57,7 @@ struct vcpu {
     _Atomic bool exists; /* and is not only a place for one */
     bool idle;  /* its thread waits: between on_idle and on_resume */
     uint64_t cr0, cr3, cr4, efer;
+    uint32_t task;
     struct table *roots[4];
     bool idt_known;
     uint64_t idt_va, gdt_va;
@@ -80,7 +81,7 @@ extern bool closed;
 /* ---- vcpu.c: all with the lock held ---- */
 
 void resolve(unsigned vcpu);
-void notice_cr3(unsigned vcpu);
+void notice_task_switch(unsigned vcpu);
 void set_pending(unsigned vcpu, unsigned what);
 bool follows_invlpg(const struct vcpu *v, uint64_t va);
 uint64_t translate(const struct vcpu *v, uint64_t va, uint64_t *through);

@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 
 from db.errors import UsageError
-from db.event import ACCESS_FETCH, ACCESS_WRITE, Kind
+from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_WRITE, Event, Kind
 from db.trace import TraceReader
 from tests.tracer.metal import recorded
+from tests.tracer.touches import recorded_first
+from tracer import guest
+from tracer.driver import FIRST_PROCESS
 from tracer.qemu import Capture, check_arguments
+from tracer.record import record
+from tracer.request import Request
 
 TABLE_STORE = (0x23004, ACCESS_WRITE)
 CROSSING = [(0x100FFE, 0), (0x101000, 0), (0x102FFE, ACCESS_WRITE), (0x103000, ACCESS_WRITE)]
@@ -29,6 +34,33 @@ def test_first_touches_of_a_guest_that_does_everything_about_them(drop_at_stores
     paging = max(number for number, event in enumerate(events) if event.kind == Kind.REGS)
     found = [(e.addr, e.flags) for e in events[paging:] if e.kind == Kind.ACCESS and not e.flags & ACCESS_FETCH]
     assert found == [*BEFORE_STORE, *([(0x400300, 0)] if drop_at_stores else []), *AFTER_LOAD]
+
+
+def boot_to_the_first_exit(trace: Path, every: bool) -> tuple[list[Event], int]:
+    """The events of one and the same boot, and the number of the first process's first one."""
+    recipe = guest.load("cloud-amd64")
+    outcome = record(Request(trace, recipe, until="__x64_sys_exit_group", deterministic=True, every_access=every, version="test"))
+    assert (outcome.ended, outcome.lost) == ("until", 0)
+    with TraceReader(trace) as opened:
+        (start,) = (mark["seq"] for mark in opened.rows("mark") if mark["name"] == FIRST_PROCESS)
+        return list(opened.events()), start
+
+
+def whole(events: list[Event]) -> list[tuple[object, ...]]:
+    """Events without their numbers."""
+    return [(event.kind, event.vcpu, event.flags, event.addr, event.value, event.extra) for event in events]
+
+
+@pytest.mark.boot
+def test_a_boot_s_first_touches_are_what_is_worked_out_from_its_every_access(tmp_path: Path) -> None:
+    """So docs/accuracy.md, which works out the same for tables of several sizes, is of what the plugin does."""
+    every, start = boot_to_the_first_exit(tmp_path / "every.db", every=True)
+    first, _ = boot_to_the_first_exit(tmp_path / "first.db", every=False)
+    assert whole(recorded_first(every, start)) == whole(first)
+    kinds = {event.kind for event in first[start:]}
+    assert kinds >= {Kind.CR3, Kind.WRITE, Kind.PAGE, Kind.ACCESS, Kind.INVLPG}
+    assert any(event.kind == Kind.ACCESS and event.flags & ACCESS_FAULT for event in first[start:])
+    assert len(every) - len(first) > 100_000
 
 
 @pytest.mark.parametrize("one_thread", [("-accel", "tcg,thread=single"), ("-icount", "shift=3")])
