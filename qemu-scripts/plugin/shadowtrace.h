@@ -129,6 +129,7 @@ bool qemu_shares_blocks(void);
 void qemu_locate_rip(unsigned vcpu);
 uint64_t qemu_running_pc(unsigned vcpu, uint64_t translated);
 int qemu_translating_vcpu(void);
+bool qemu_read_rom(uint64_t gpa, void *to, size_t bytes);
 size_t qemu_insn_bytes(const struct qemu_plugin_insn *insn, uint8_t *to, size_t most);
 void qemu_on_stop(void (*stopped)(void));
 /* Where QEMU keeps each vCPU's rip; NULL: not known. */
