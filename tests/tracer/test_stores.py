@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from db.event import WRITE_SEEN_SHIFT, WRITE_SIZE, Kind, Seen
+from db.event import ACCESS_FETCH, WRITE_SEEN_SHIFT, WRITE_SIZE, Kind, Seen
 from db.trace import TraceReader
 from db.verify import verify
 from tests.tracer.metal import SOURCES, recorded
@@ -18,8 +18,6 @@ from tracer.qemu import Capture
 from tracer.request import Outcome
 
 pytestmark = pytest.mark.boot
-
-PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of long.events: the stores that an instruction makes, or, where it may divide them as it likes, the area and its bytes."""
+    """A line of a guest's list: the stores that an instruction makes, or, where it may divide them as it likes, the area and its bytes."""
 
     kind: str
     stores: list[Store]
@@ -50,6 +48,8 @@ def image(area: int, parts: dict[int, bytes]) -> dict[int, int]:
 CONTROL, STATUS, TAGS, IN_USE, MXCSR = (struct.pack("<H", word) for word in (0x37F, 0x7000, 0x1FFF, 0xC0, 0x1F80))
 ZERO, ONE = bytes(10), struct.pack("<QH", 1 << 63, 0x3FFF)
 XMM = [(0x5500600060, 0), (0x6600700060, 0), (0x5500600060, 0x6600700060), (0x8000800000800080, 0)]
+#: wide.S's register of 32 bytes, whose upper half lies apart from the lower one.
+PATTERN = (0x1122330060, 0x2233440060, 0x3344550060, 0x4455660060)
 ENVIRONMENT = {0: CONTROL, 4: STATUS, 8: TAGS}
 #: By kind: how long the area is, and what is in it.
 AREAS = {
@@ -68,12 +68,13 @@ AREAS = {
             **{160 + 16 * i: struct.pack("<QQ", *halves) for i, halves in enumerate(XMM)},
         },
     ),
+    "xsave": (512 + 64 + 256, {0: CONTROL, 160: struct.pack("<QQ", *PATTERN[:2]), 576: struct.pack("<QQ", *PATTERN[2:])}),
 }
 
 
-def lines() -> Iterator[Line]:
-    """What long.events says."""
-    for text in (SOURCES / "long.events").read_text().splitlines():
+def lines(guest: str) -> Iterator[Line]:
+    """What a guest's list of stores says."""
+    for text in (SOURCES / f"{guest}.events").read_text().splitlines():
         if not text or text.startswith("#"):
             continue
         place, size, rest = text.split(maxsplit=2)
@@ -81,10 +82,11 @@ def lines() -> Iterator[Line]:
         if size == "area":
             length, parts = AREAS[rest]
             yield Line(rest, [], range(gpa, gpa + length), image(gpa, parts))
-        elif size == "zeros":
-            yield Line(rest, [Store(at, 8, 0) for at in range(gpa, gpa + PAGE, 8)])
+            continue
+        value, kind = rest.split(maxsplit=1)
+        if size == "zeros":
+            yield Line(kind, [Store(gpa + 8 * i, 8, 0) for i in range(int(value))])
         else:
-            value, kind = rest.split(maxsplit=1)
             yield Line(kind, [Store(gpa, int(size, 16), int(value, 16))])
 
 
@@ -147,7 +149,7 @@ def run(request: pytest.FixtureRequest, how: tuple[int, bool], qemu_of_backports
 
 
 def test_every_store_is_recorded_and_no_other(run: Run) -> None:
-    assert_stores(stores(run.trace), list(lines()))
+    assert_stores(stores(run.trace), list(lines("long")))
     assert stores(run.trace, Seen.FOREIGN) == []
 
 
@@ -184,7 +186,28 @@ def test_the_tables_at_the_end_are_the_guest_s_and_the_trace_is_verified(run: Ru
 def test_stores_of_user_code_are_seen_only_where_that_is_asked_for(tmp_path: Path) -> None:
     """Without touches; what they left is found when the guest stands still, by words, as nobody's."""
     run = recorded_long(tmp_path, touch_entries=0)
-    assert_stores(stores(run.trace), [line for line in lines() if not line.kind.startswith("ring 3")])
+    assert_stores(stores(run.trace), [line for line in lines("long") if not line.kind.startswith("ring 3")])
     left = [Store(0x30400, 8, 0x71060), Store(0x30408, 8, 0x72060), Store(0x30410, 8, 0x71060), Store(0x30420, 8, 0x106000)]
     assert stores(run.trace, Seen.FOREIGN) == left
-    assert len([line for line in lines() if line.kind.startswith("ring 3")]) == len(left)
+    assert len([line for line in lines("long") if line.kind.startswith("ring 3")]) == len(left)
+
+
+@pytest.mark.parametrize("stock", [True, False], ids=["stock QEMU", "QEMU of backports"])
+def test_every_store_of_wider_registers_is_recorded(stock: bool, qemu_of_backports: str, tmp_path: Path) -> None:
+    trace, outcome = recorded("wide", tmp_path, "-m", "16M", "-cpu", "max", program=None if stock else qemu_of_backports)
+    assert_stores(stores(trace), list(lines("wide")))
+    verdict = outcome.verdict
+    assert verdict is not None
+    assert (outcome.lost, verdict.missing, verdict.different) == (0, 0, 0)
+
+
+def test_both_qemus_give_the_same_events(qemu_of_backports: str, tmp_path: Path) -> None:
+    """Fetches aside: where a block ends is QEMU's affair."""
+    found = []
+    for number, program in enumerate((None, qemu_of_backports)):
+        (tmp_path / str(number)).mkdir()
+        with TraceReader(recorded_long(tmp_path / str(number), program).trace) as opened:
+            events = [event for event in opened.events() if event.kind != Kind.ACCESS or not event.flags & ACCESS_FETCH]
+        found.append([(event.kind, event.addr, event.flags, event.value) for event in events])
+    assert found[0] == found[1]
+    assert len(found[0]) > 1000
