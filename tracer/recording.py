@@ -121,7 +121,7 @@ class Recording:
                     stop = session.wait(_POLL_SECONDS if self.request.engine == "plugin" else _SLICE_SECONDS)
                     if (end := self._end_by_us(progress)) is not None:
                         return end
-                    due = self.checks_left and time.monotonic() >= self.next_check
+                    due = self._check_is_due()
                     if stop is None and self.machine.alive():
                         if not due:
                             continue
@@ -260,6 +260,15 @@ class Recording:
             return None
         self.machine.stop()
         return session.wait(_STOP_SECONDS)
+
+    def _check_is_due(self) -> bool:
+        """Whether it is time for a check. A guest that has no tables yet is not stopped for it: its next time is after a while."""
+        if not self.checks_left or time.monotonic() < self.next_check:
+            return False
+        if not self.machine.control().tables:
+            self.next_check = self._after_a_while()
+            return False
+        return True
 
     def _check_now(self, session: gdb.Session) -> None:
         """Check a guest that stands still; the next time is after a while."""

@@ -15,10 +15,11 @@ from memory import PAGE, Ram, in_ram
 from sites import What
 from stream import INVLPG, SEEN_FOREIGN, SEEN_NET, Stream
 from stub import Registers, Stop, Stub
-from tables import Tables
+from tables import Changes, Table, Tables
 from vcpu import CR0_PG, Vcpu
 
 _SIGTRAP, _SIGINT = 5, 2
+_WIDEST_STORE = 16
 _EARLY_SECONDS, _QUIET_SECONDS, _LOOK_SECONDS = 0.05, 0.2, 0.5
 
 #: Instructions number general registers rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi; gdb rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp.
@@ -192,18 +193,33 @@ class Capture:
             return Ended("watch", self._stub.register(gdbstub.RIP), own[0])
         if not self._vcpu.long_mode:
             self._notice()
-        found = False
-        for gfn in self._mappings.watched(va):
-            if self._faults.in_frame(gfn):
-                self._faults.look_up()
-            table = self._tables.by_frame.get(gfn)
-            changes = self._tables.changes(table) if table is not None else []
-            if table is not None and changes:
-                self._tables.store(table, changes)
-                found = True
+        if any(self._faults.in_frame(gfn) for gfn in self._mappings.watched(va)):
+            self._faults.look_up()
+        found = self._take_changes(va)
         if not self._hunt.stored_low(va) and not found:
             self._stored_the_same(va)
         return None
+
+    def _take_changes(self, va: int) -> bool:
+        """Record what a store changed in the page at an address, and beyond that page's edges: of two pages QEMU tells one.
+
+        Whether it changed anything.
+        """
+        here = self._changes_at(va, range(PAGE))
+        offsets = [offset for changes in here.values() for offset, _ in changes]
+        below = self._changes_at(va - PAGE, range(PAGE - _WIDEST_STORE, PAGE)) if not offsets or min(offsets) < _WIDEST_STORE else {}
+        above = self._changes_at(va + PAGE, range(_WIDEST_STORE)) if not offsets or max(offsets) >= PAGE - _WIDEST_STORE else {}
+        found = {**below, **here, **above}
+        for table, changes in found.items():
+            if table.gfn in self._tables.by_frame:
+                self._tables.store(table, changes)
+        return bool(found)
+
+    def _changes_at(self, va: int, places: range) -> dict[Table, Changes]:
+        """The tables that are watched in the page at an address and differ there from what the stream has said; how."""
+        tables = [self._tables.by_frame.get(gfn) for gfn in self._mappings.watched(va)]
+        found = {table: [change for change in self._tables.changes(table) if change[0] in places] for table in tables if table is not None}
+        return {table: changes for table, changes in found.items() if changes}
 
     def _stored_the_same(self, va: int) -> None:
         """A store that left the page as it was, unless the address maps some other page now."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import stub as gdbstub
 from mappings import BREAKPOINT, WRITES, Mappings, Spot
-from memory import PAGE, Ram, in_ram
+from memory import HOLE, PAGE, Ram, in_ram
 from stream import ACCESS, ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, Stream
 from stub import Stub
 from vcpu import Vcpu
 
 #: What a page fault's error code may say: P, W, U, RSVD, I, PK, SS, and SGX.
 _ERROR_BITS = 0x807F
+
+#: Where a PC's firmware lies, up to the end of the hole.
+_ROM = 0xC0000
 
 
 class Faults:
@@ -45,7 +48,9 @@ class Faults:
             if gate is not None:
                 self._mappings.want(*gate)
             self._gate = gate
-        data = vcpu.read(where, size) if where is not None else bytes(16)
+        data = bytes(16)
+        if where is not None:
+            data = self._stub.read(where, size, True) or data if _ROM <= where < HOLE[1] else vcpu.read(where, size)
         handler = 0
         if data[5] & 0x80:
             handler = int.from_bytes(data[0:2] + data[6:8] + (data[8:12] if size == 16 else b""), "little")

@@ -23,6 +23,7 @@ SHORT_CALL = 6
 _ENDBR = (b"\xf3\x0f\x1e\xfa", b"\xf3\x0f\x1e\xfb")
 _RETURN_BYTES = (b"\xc3", b"\xe9")
 
+_MOST_PREFIXES = 4
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
 
 
@@ -61,9 +62,11 @@ def candidates(data: bytes) -> list[int]:
     found = []
     for match in _CANDIDATE.finditer(data):
         found.append(match.start())
-        if match.start() and data[match.start() - 1] & 0xF0 == 0x40:
-            # A REX prefix, or the end of the instruction before: who stops only where instructions begin may try both.
-            found.append(match.start() - 1)
+        # Prefixes, or the end of the instruction before: who stops only where instructions begin may try all.
+        start = match.start()
+        while start and match.start() - start < _MOST_PREFIXES and (data[start - 1] & 0xF0 == 0x40 or data[start - 1] in _PREFIXES):
+            start -= 1
+            found.append(start)
     return found + [match.end() - 2 for match in _WRITES_EFER.finditer(data)]
 
 

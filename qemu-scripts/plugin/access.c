@@ -167,7 +167,7 @@ RARE void drop_touches(struct vcpu *v)
     }
 }
 
-/* The part of a store that lies in one page. */
+/* A store, or what is one of it: at most 8 bytes, in one page. */
 static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user, uint64_t pc)
 {
     struct vcpu *v = &vcpus[vcpu];
@@ -192,13 +192,7 @@ static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
         stream_event(&event, NULL, 0);
     }
     v->store_touch = NO_VA;
-    /* A store of 16 bytes (cmpxchg16b, SSE) is two of 8: no hypervisor of that time emulated it as one. */
-    pc = qemu_running_pc(vcpu, pc);
-    for (unsigned at = 0; at < size; at += 8) {
-        if (tables_is_tracked(gpa)) {
-            tables_store(vcpu, gpa + at, size - at < 8 ? size - at : 8, pc);
-        }
-    }
+    tables_store(vcpu, gpa, size, qemu_running_pc(vcpu, pc));
     note_stored_tables(table_bit(gpa));
 }
 
@@ -234,19 +228,35 @@ static void store_part(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, u
     pthread_mutex_unlock(&lock);
 }
 
-static RARE void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, uint64_t pc)
+static void store_of_8(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, enum storer storer, uint64_t pc)
 {
-    unsigned size = 1u << qemu_plugin_mem_size_shift(info), room = PAGE_BYTES - (unsigned)(va & (PAGE_BYTES - 1));
+    unsigned room = PAGE_BYTES - (unsigned)(va & (PAGE_BYTES - 1));
 
-    if (!(info & store_bits)) {
-        return; /* an exception within the instruction loads its gate */
-    }
     store_part(vcpu, info, va, size < room ? size : room, storer, pc);
     if (size > room) {
         if (settings.touch_entries) {
             touch(vcpu, TOUCH_STORE, va + room, storer == USER);
         }
         store_part(vcpu, info, va + room, size - room, storer, pc);
+    }
+}
+
+/*
+ * A store of 16 bytes (cmpxchg16b, SSE) is two of 8: no hypervisor of that time emulated it as one, and QEMU before 8.0 makes
+ * two of it. Each of them may cross pages.
+ */
+static RARE void store_slow(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, enum storer storer, uint64_t pc)
+{
+    unsigned size = 1u << qemu_plugin_mem_size_shift(info);
+
+    if (!(info & store_bits)) {
+        return; /* an exception within the instruction loads its gate */
+    }
+    for (unsigned at = 0; at < size; at += 8) {
+        if (at && settings.touch_entries) {
+            touch(vcpu, TOUCH_STORE, va + at, storer == USER);
+        }
+        store_of_8(vcpu, info, va + at, size - at < 8 ? size - at : 8, storer, pc);
     }
 }
 

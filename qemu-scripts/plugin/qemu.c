@@ -28,6 +28,8 @@ static const struct version *(*query_version)(void **error);
 static bool shares_blocks;
 static const void *(*insn_data_pointer)(const struct qemu_plugin_insn *insn);
 static size_t (*insn_data_copy)(const struct qemu_plugin_insn *insn, void *to, size_t most);
+static void (*physical_rw)(uint64_t gpa, void *data, uint64_t bytes, bool write);
+static bool (*physical_is_io)(uint64_t gpa);
 static void *(*add_state_handler)(void (*handler)(void *data, bool running, int state), void *data);
 static GByteArray *(*array_new)(void);
 static GByteArray *(*array_resize)(GByteArray *array, unsigned length);
@@ -57,6 +59,8 @@ bool qemu_open(void)
     FIND(internal_read, "x86_cpu_gdb_read_register");
     FIND(query_version, "qmp_query_version");
     FIND(add_state_handler, "qemu_add_vm_change_state_handler");
+    FIND(physical_rw, "cpu_physical_memory_rw");
+    FIND(physical_is_io, "cpu_physical_memory_is_io");
     FIND(array_new, "g_byte_array_new");
     FIND(array_resize, "g_byte_array_set_size");
     if (qemu_plugin_version >= 3) {
@@ -235,6 +239,21 @@ size_t qemu_insn_bytes(const struct qemu_plugin_insn *insn, uint8_t *to, size_t 
     }
     memcpy(to, insn_data_pointer(insn), size);
     return size;
+}
+
+/*
+ * What the firmware's ROM holds, below 1 MiB or below 4 GiB; false where there is none. Devices are not asked: reading may change
+ * them, and waits for a lock whose holder may wait for ours.
+ */
+bool qemu_read_rom(uint64_t gpa, void *to, size_t bytes)
+{
+    bool low = gpa >= 0xc0000 && gpa + bytes <= 0x100000, high = gpa >= 0xff000000 && gpa + bytes <= 0x100000000ull;
+
+    if (!(low || high) || !physical_rw || !physical_is_io || physical_is_io(gpa) || physical_is_io(gpa + bytes - 1)) {
+        return false;
+    }
+    physical_rw(gpa, to, bytes, false);
+    return true;
 }
 
 static void on_state(void *data, bool running, int state)

@@ -136,6 +136,7 @@ uint64_t qemu_running_pc(unsigned vcpu, uint64_t translated);
 int qemu_translating_vcpu(void);
 void qemu_locate_task(unsigned vcpu);
 uint32_t qemu_task(unsigned vcpu);
+bool qemu_read_rom(uint64_t gpa, void *to, size_t bytes);
 size_t qemu_insn_bytes(const struct qemu_plugin_insn *insn, uint8_t *to, size_t most);
 void qemu_on_stop(void (*stopped)(void));
 /* Where QEMU keeps each vCPU's rip; NULL: not known. */

@@ -8,11 +8,19 @@
 
 struct vcpu vcpus[MAX_VCPUS];
 
+/* Memory as the guest sees it, ROM included; zeros elsewhere. */
+static void read_physical(uint64_t gpa, void *to, size_t bytes)
+{
+    if (tables_in_ram(gpa, bytes) || !qemu_read_rom(gpa, to, bytes)) {
+        tables_read(gpa, to, bytes);
+    }
+}
+
 static uint64_t physical_entry(uint64_t gpa, unsigned bytes)
 {
     uint64_t entry = 0;
 
-    tables_read(gpa, &entry, bytes);
+    read_physical(gpa, &entry, bytes);
     return entry;
 }
 
@@ -63,7 +71,7 @@ void look_up_handler(struct vcpu *v)
 
     v->gate_gpa = v->idt_known && (v->cr0 & CR0_PG) ? translate(v, v->idt_va + 14 * bytes, &through) : 0;
     if (v->gate_gpa) {
-        tables_read(v->gate_gpa, gate, bytes);
+        read_physical(v->gate_gpa, gate, bytes);
     }
     if (gate[5] & 0x80) {
         handler = (uint64_t)gate[0] | (uint64_t)gate[1] << 8 | (uint64_t)gate[6] << 16 | (uint64_t)gate[7] << 24;
@@ -209,7 +217,7 @@ static bool runs_64_bit_code(unsigned vcpu)
     }
     where = translate(v, v->gdt_va + (qemu_reg(vcpu, REG_CS) & 0xfff8), &through);
     if (where) {
-        tables_read(where, &descriptor, sizeof descriptor);
+        read_physical(where, &descriptor, sizeof descriptor);
     }
     return descriptor >> 53 & 1;
 }
@@ -339,8 +347,16 @@ void on_table_register(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, v
     struct qemu_plugin_hwaddr *address = shift >= 2 ? qemu_plugin_get_hwaddr(info, va) : NULL;
 
     if (address && !qemu_plugin_hwaddr_is_io(address)) {
+        uint64_t gpa = qemu_plugin_hwaddr_phys_addr(address), through = 0;
         pthread_mutex_lock(&lock);
-        uint64_t base = physical_entry(qemu_plugin_hwaddr_phys_addr(address), 1u << shift);
+        if (!tables_in_ram(gpa, 1u << shift)) {
+            /* QEMU's address of ROM is no address of the guest's. */
+            if (v->pending && !closed) {
+                resolve(vcpu);
+            }
+            gpa = translate(v, va, &through);
+        }
+        uint64_t base = physical_entry(gpa, 1u << shift);
         if (data) {
             v->gdt_va = base;
         } else {

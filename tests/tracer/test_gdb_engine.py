@@ -20,6 +20,7 @@ from db.event import ACCESS_FAULT, WRITE_SEEN_SHIFT, Kind, Seen
 from db.trace import TraceReader
 from db.verify import verify
 from tests.conftest import Cli
+from tests.tracer import metal
 from tests.tracer.test_ends import descendants, wait_for_events
 from tests.tracer.test_known_guests import GUESTS, arguments
 from tracer import guest, qemu, resources
@@ -168,6 +169,48 @@ def test_known_guests_are_captured_alike(name: str, shared: Path, tmp_path: Path
     assert (outcome.lost, outcome.verdict.missing, outcome.verdict.different) == (0, 0, 0)  # type: ignore[union-attr]
     lists = against_plugin(tmp_path / "gdb.db", tmp_path, Request(tmp_path / "plugin.db", arguments=own, seconds=60, version="test"))
     assert [compared for compared in lists if compared.difference or compared.left_out] == []
+
+
+@pytest.mark.parametrize("name", ["alias", "cross", "gate", "rom", "touch"])
+def test_guests_of_a_few_instructions_are_captured_alike(name: str, tmp_path: Path) -> None:
+    """Among them a store across two tables, and an interrupt table in ROM."""
+    (tmp_path / "plugin").mkdir()
+    ours, _ = metal.recorded(name, tmp_path / "plugin")
+    theirs, outcome = metal.recorded(name, tmp_path, engine="gdb")
+    assert (outcome.ended, outcome.lost) == ("exit", 0)
+    with TraceReader(ours) as plugin, TraceReader(theirs) as gdb:
+        lists = compare(captured(plugin), captured(gdb))
+        assert list(plugin.events((Kind.INVLPG,))) == list(gdb.events((Kind.INVLPG,)))
+    assert [compared for compared in lists if compared.difference or compared.left_out] == []
+    assert sum(compared.ours for compared in lists) > 1
+
+
+def test_each_invlpg_of_64_bit_code_is_the_plugin_s(tmp_path: Path) -> None:
+    """Whatever prefixes it has. Of the stores of one instruction gdb sees the sum: those are not compared."""
+    (tmp_path / "plugin").mkdir()
+    ours, _ = metal.recorded("long", tmp_path / "plugin")
+    theirs, outcome = metal.recorded("long", tmp_path, engine="gdb")
+    verdict = outcome.verdict
+    assert verdict is not None
+    assert (outcome.ended, outcome.lost, verdict.details, verdict.missing, verdict.different) == ("exit", 0, [], 0, 0)
+    found = []
+    for path in (ours, theirs):
+        with TraceReader(path) as trace:
+            found.append([(event.kind, event.addr) for event in trace.events((Kind.CR3, Kind.INVLPG))])
+    assert found[0] == found[1]
+    assert len(found[0]) > 20
+
+
+def test_a_watchpoint_that_the_stub_refuses_is_a_loss(tmp_path: Path) -> None:
+    """QEMU takes none that goes beyond the end of the address space. The plugin, which needs none, loses nothing."""
+    trace, outcome = metal.recorded("wrap", tmp_path, engine="gdb")
+    assert outcome.lost == 1
+    with TraceReader(trace) as opened:
+        (loss,) = opened.rows("loss")
+        assert (opened.recording["lost"], [event.addr for event in opened.events((Kind.WRITE,))]) == (1, [0x23008])
+    assert (loss["count"], loss["cause"].split(" (")[0]) == (1, "watchpoints or breakpoints that QEMU's stub refused")
+    (tmp_path / "plugin").mkdir()
+    assert metal.recorded("wrap", tmp_path / "plugin")[1].lost == 0
 
 
 def test_net_sees_what_differs_between_stops(tmp_path: Path) -> None:

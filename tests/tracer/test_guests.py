@@ -27,25 +27,34 @@ pytestmark = pytest.mark.boot
 ELSEWHERE = {"cloud-amd64", "cloud-amd64-smp"}
 HERE = sorted(set(guest.names()) - ELSEWHERE)
 
+#: Random stops that are asked for. The bare guest is over in a few milliseconds: none comes in time.
+CHECKS = 6
+TOO_SHORT = {"bare"}
 
-def recorded(name: str, folder: Path, *arguments: str, program: str | None = None) -> tuple[Path, Outcome]:
+
+def recorded(name: str, folder: Path, *arguments: str, program: str | None = None, checks: int = 0) -> tuple[Path, Outcome]:
     recipe = guest.load(name)
     trace = folder / f"{name}.db"
-    return trace, record(Request(trace, recipe, arguments, program, seconds=recipe.limit, version="test"))
+    return trace, record(Request(trace, recipe, arguments, program, seconds=recipe.limit, checks=checks, version="test"))
+
+
+def assert_every_check_found_the_same(trace: TraceReader, least: int) -> None:
+    checks = trace.rows("memory_check")
+    assert len([row for row in checks if row["entries"]]) >= least
+    assert [row["seq"] for row in checks if row["missing"] or row["different"] or row["leaves_different"]] == []
+    assert [row["detail"] for row in checks if row["detail"]] == []
+    assert [row["seq"] for row in checks] == sorted(row["seq"] for row in checks)
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_a_guest_s_tables_are_rebuilt_its_trace_verified_and_both_cores_agree(name: str, tmp_path: Path, cli: Cli) -> None:
-    trace, outcome = recorded(name, tmp_path)
+    trace, outcome = recorded(name, tmp_path, checks=CHECKS)
     expect = guest.load(name).expect
     assert outcome.not_shown == []
     assert outcome.ended == expect.ended
     assert outcome.lost == 0
-    verdict = outcome.verdict
-    assert verdict is not None
-    assert verdict.details == []
-    assert (verdict.missing, verdict.different, verdict.leaves_different or 0) == (0, 0, 0)
     with TraceReader(trace) as opened:
+        assert_every_check_found_the_same(opened, least=0 if name in TOO_SHORT else 2)
         assert [finding.check.name for finding in verify(opened) if finding.failures] == []
         if expect.names:
             names.check(opened)

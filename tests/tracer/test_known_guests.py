@@ -127,6 +127,62 @@ def test_every_load_and_store_is_the_guest_s(walked: Any, every: list[Event]) ->
     assert without_second_halves(recorded_accesses(data, False)) == told_of_data(walked[0])
 
 
+#: A fetch: address, whether by user code. What makes fetches touches again, and ends QEMU's blocks as well, comes as ``None``.
+Fetches = list[tuple[int, int] | None]
+
+
+def recorded_fetches(every: list[Event]) -> Fetches:
+    """Those after the one at the reset vector, from where stub.rom jumps to the guest's first instruction."""
+    found: Fetches = []
+    for event in every:
+        if event.kind in (Kind.CR3, Kind.INVLPG, Kind.REGS):
+            found.append(None)
+        elif event.kind == Kind.ACCESS and event.flags & ACCESS_FETCH and not event.flags & ACCESS_FAULT:
+            found.append((event.addr, int(bool(event.flags & ACCESS_USER))))
+    found.remove((0xFFFFFFF0, 0))
+    return found
+
+
+def fetches(expected: list[Any]) -> Fetches:
+    """One for each instruction that the guest executes."""
+    found: Fetches = []
+    registers = None
+    for event in expected:
+        kind, before = event["ev"], registers
+        if kind == "regs":
+            registers = (event["cr0"], event["cr4"], event["efer"])
+        if kind in ("cr3", "invlpg") or registers != before:
+            found.append(None)
+        elif kind == "access" and event.get("fetch") and not event.get("fault"):
+            found.append((number(event["va"]), number(event["user"])))
+    return found
+
+
+def pages_in_turn(found: Fetches) -> list[list[tuple[int, int]]]:
+    """Between one flush and the next: the pages of code, by privilege, in the order in which each is first fetched from."""
+    turns: list[list[tuple[int, int]]] = [[]]
+    for fetch in found:
+        if fetch is None:
+            turns.append([])
+        elif (page := (fetch[0] >> 12, fetch[1])) not in turns[-1]:
+            turns[-1].append(page)
+    return turns
+
+
+def test_every_fetch_is_of_an_instruction_of_the_guest_s(walked: Any, every: list[Event]) -> None:
+    """A block is told by its first instruction: those, in order, are a part of the guest's instructions."""
+    found = recorded_fetches(every)
+    assert len(found) > 40
+    assert is_subsequence(found, fetches(walked[0]))
+
+
+def test_no_page_of_code_goes_unfetched_between_two_flushes(walked: Any, every: list[Event]) -> None:
+    expected = pages_in_turn(fetches(walked[0]))
+    assert pages_in_turn(recorded_fetches(every)) == expected
+    assert len({page for turn in expected for page in turn}) > 1
+    assert max(len(turn) for turn in expected) > 1
+
+
 def test_first_touches_are_those_of_every_access(walked: Any, every: list[Event]) -> None:
     assert [event for event in walked[1] if event.kind == Kind.ACCESS] == first_touches(every)
 

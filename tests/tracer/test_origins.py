@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from db.event import WRITE_SIZE, Kind, unsigned
+from db.event import ACCESS_FAULT, ACCESS_WRITE, WRITE_SIZE, Kind, unsigned
 from db.trace import TraceReader
 from tests.conftest import Boot
 from tests.tracer.metal import recorded
@@ -60,6 +60,15 @@ def test_faults_of_a_handler_at_two_addresses(stock: bool, qemu_of_backports: st
     handlers = [event.addr for event in found if event.flags & 4 and event.addr >> 24 == 1]
     assert len(handlers) == 2
     assert handlers[0] == handlers[1]
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize("stock", [True, False], ids=["stock QEMU", "QEMU of backports"])
+def test_faults_of_a_handler_whose_gate_lies_in_rom(stock: bool, qemu_of_backports: str, tmp_path: Path) -> None:
+    trace, _ = recorded("rom", tmp_path, program=None if stock else qemu_of_backports)
+    with TraceReader(trace) as opened:
+        found = [event for event in opened.events() if event.kind == Kind.ACCESS and event.flags & ACCESS_FAULT]
+    assert [(event.addr, event.flags & ~ACCESS_FAULT) for event in found] == [(0x500000, 0), (0x500004, ACCESS_WRITE)]
 
 
 @pytest.mark.boot
