@@ -105,6 +105,7 @@ def shared(at: Moment) -> dict[str, Any]:
                 "in_one_root": sum(1 for n in members if n == 1),
                 "in_several": sum(1 for n in members if n > 1),
                 "most_roots": max(members),
+                "histogram": {str(spaces): pages for spaces, pages in sorted(Counter(members).items())},
             }
         )
     return {"event": at.event, "by_level": by_level, "matrix": _matrix(at)}

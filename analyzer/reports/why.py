@@ -46,7 +46,7 @@ def sections(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
         look.width,
     )
     yield beside(
-        block("One shadow page, several address spaces", _spaces(facts, look)),
+        block("One shadow page, several address spaces", _spaces(facts, look, everything)),
         block("Who had made the page that was found", _origins(facts, look, everything)),
         look.width,
     )
@@ -111,7 +111,7 @@ def _parents(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
             yield f"  level {row['level']}: " + ", ".join(f"{pages:,} with {parents}" for parents, pages in row["histogram"].items())
 
 
-def _spaces(facts: Facts, look: Look) -> Iterable[str]:
+def _spaces(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
     shared = facts["space_sharing"]
     rows: list[tuple[str, ...]] = [("", "level", "alive", "in one", "in several", "most", "")]
     for when in ("peak", "end"):
@@ -120,6 +120,9 @@ def _spaces(facts: Facts, look: Look) -> Iterable[str]:
             rows.append(("" if i else when, str(row["level"]), *(number(row[name]) for name in counts), ""))
     yield columns(rows, "  ", fit=look.width)
     yield f"  peak: after event {shared['peak']['event']:,}"
+    if everything:
+        for row in shared["peak"]["by_level"]:
+            yield f"  peak, level {row['level']}: " + ", ".join(f"{pages:,} in {spaces}" for spaces, pages in row["histogram"].items())
 
 
 def _matrix(facts: Facts, look: Look) -> Iterable[str]:

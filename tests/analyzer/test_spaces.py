@@ -71,6 +71,7 @@ def test_pages_in_several_spaces_are_those_both_roots_lead_to() -> None:
         (2, 1 + 4, 0, 4, 1, 2),
         (1, 1, 0, 0, 1, 2),
     ]
+    assert [row["histogram"] for row in end["by_level"]] == [{"1": 2}, {"1": 2, "2": 1}, {"1": 4, "2": 1}, {"2": 1}]
     assert end["matrix"] == {"spaces": [0, 1, 2], "shared": [[4, 0, 0], [0, 5, 3], [0, 3, 5]]}
     assert [space["pages_now"] for space in told(two_programs())["spaces"]] == [4, 5, 5]
 

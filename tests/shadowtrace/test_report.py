@@ -290,6 +290,8 @@ def test_everything_shows_what_json_knows_of_sharing_hash_and_hits(cli: Cli, tra
     assert [line.split()[-3:] for line in lines[at + 1 : at + 5]] == [["1", "2", "3"], ["4", "·", "·"], ["·", "5", "4"], ["·", "4", "5"]]
     told = json.loads(cli("report", trace, "--format", "json").stdout)["facts"]
     words = " ".join(shown.split())
+    for row in told["space_sharing"]["peak"]["by_level"]:
+        assert f"peak, level {row['level']}: " + ", ".join(f"{row['histogram'][n]} in {n}" for n in row["histogram"]) in words
     assert "buckets by pages: " + ", ".join(f"{chain['buckets']} of {chain['length']}" for chain in told["hash"]["chains"]) in words
     assert f"gfn 0x0: {told['frames']['most_made'][0]['made']} times, level 2" in words
     by_age = sum(age["hits"] for origin in told["origin"].values() for age in origin["age"])

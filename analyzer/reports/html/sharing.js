@@ -180,6 +180,8 @@ function spacesSection(story) {
           { label: "in one", of: (row) => row.in_one_root },
           { label: "in several", of: (row) => row.in_several },
           { label: "most", of: (row) => row.most_roots },
+          { label: "pages by address spaces", text: true,
+            of: (row) => Object.entries(row.histogram).map(([spaces, pages]) => `${number(pages)} in ${spaces}`).join(", ") },
         ], at.by_level), table(`Shared pages, ${when}`, [
           { label: "", text: true, of: (row) => names[row] },
           ...names.map((name, column) => ({ label: name, of: (row) => shared[row][column] })),
