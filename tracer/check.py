@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 from db.rebuild import Cpu, Rebuilt, Verdict, compare
 from x86.paging import NX, leaves
 from x86.registers import Mode
+
+#: Translations of a vCPU, at most, that are compared with QEMU's: UEFI maps all memory by small pages, tables that are used again and
+#: again map more than there are addresses, and an answer of tens of megabytes breaks the line to QEMU.
+MOST_LEAVES = 100_000
 
 
 class Stopped(Protocol):
@@ -27,10 +32,15 @@ class Stopped(Protocol):
         """A frame of its RAM."""
 
 
-def compare_leaves(rebuilt: Rebuilt, number: int, info_tlb: str, verdict: Verdict) -> None:
-    """Hold the translations of the rebuilt tables against QEMU's own walk, the text of ``info tlb``."""
+def translations(rebuilt: Rebuilt, number: int) -> set[tuple[int, int]]:
+    """What the rebuilt tables of a vCPU translate, (va, gpa): ``MOST_LEAVES`` of it, and one more where there is more."""
     cpu = rebuilt.cpus.get(number, Cpu())
-    ours = {(leaf.va, leaf.gpa) for leaf in leaves(rebuilt.memory, cpu.cr3, cpu.mode, cpu.cr4, cpu.pdptes)}
+    all_of_them = leaves(rebuilt.memory, cpu.cr3, cpu.mode, cpu.cr4, cpu.pdptes)
+    return {(leaf.va, leaf.gpa) for leaf in islice(all_of_them, MOST_LEAVES + 1)}
+
+
+def compare_leaves(ours: set[tuple[int, int]], info_tlb: str, verdict: Verdict) -> None:
+    """Hold translations against QEMU's own walk, the text of ``info tlb``."""
     # For PAE `info tlb` prints the whole entry above the page: NX with it.
     theirs = {(int(va, 16), int(gpa, 16) & ~NX) for va, gpa in re.findall(r"^([0-9a-f]+): ([0-9a-f]+) ", info_tlb, re.MULTILINE)}
     verdict.leaves = (verdict.leaves or 0) + len(ours | theirs)
@@ -53,8 +63,9 @@ def check_machine(rebuilt: Rebuilt, machine: Stopped) -> Verdict:
     cpus = dict(registers(machine.monitor("info registers -a"))) if machine.alive() else {}
     verdict = compare(rebuilt, machine.frame, cpus or rebuilt.cpus)
     for number, cpu in cpus.items():
-        if cpu.mode is not Mode.NONE:
-            text = machine.command("human-monitor-command", **{"command-line": "info tlb", "cpu-index": number})
-            if text is not None:
-                compare_leaves(rebuilt, number, text if isinstance(text, str) else "", verdict)
+        if cpu.mode is Mode.NONE or len(ours := translations(rebuilt, number)) > MOST_LEAVES:
+            continue
+        text = machine.command("human-monitor-command", **{"command-line": "info tlb", "cpu-index": number})
+        if text is not None:
+            compare_leaves(ours, text if isinstance(text, str) else "", verdict)
     return verdict

@@ -47,6 +47,16 @@ def test_tables_in_circles_and_outside_ram(touch_entries: int, tmp_path: Path) -
     assert kinds.count(Kind.WRITE) == 200 * 5
 
 
+def test_more_translations_than_anybody_wants_to_hear_of(tmp_path: Path) -> None:
+    """QEMU's list of a million would break the line to it, and the guest's reset would never be noticed."""
+    trace, outcome = metal.recorded("wide", tmp_path, sources=SOURCES, checks=2)
+    assert outcome.ended == "reset"
+    assert right(outcome)
+    with TraceReader(trace) as opened:
+        checks = opened.rows("memory_check")
+    assert {(row["tables"], row["entries"], row["leaves"]) for row in checks if row["entries"]} == {(2, 2048, None)}
+
+
 def test_storms_of_cr3_and_garbage_in_it(tmp_path: Path) -> None:
     trace, outcome = recorded("registers", tmp_path, capture=Capture(touch_entries=0))
     assert outcome.lost == 0
