@@ -22,7 +22,7 @@ def table(rows: Rows, keys: Sequence[str], look: Look, everything: bool = False,
     lines += [(*(_cell(row[key]) for key in keys), *(_count(row, count) for count in counts), "") for row in rows]
     text = columns(lines, left=len(keys), fit=look.width)
     left_out = len(lines[0]) - 1 - len(re.split("  +", text.partition("\n")[0]))
-    return text + (f"\n... {left_out} more column{'s' if left_out > 1 else ''}: widen the terminal, or --format csv" if left_out else "")
+    return text + (f"\n... {left_out} more column{'s' if left_out > 1 else ''} in csv" if left_out else "")
 
 
 def markdown(rows: Rows, keys: Sequence[str], everything: bool = False, sort: str | None = None) -> str:

@@ -247,7 +247,7 @@ def test_rows_say_more_when_asked_and_what_does_not_fit(cli: Cli, trace: Path) -
     assert cli("report", trace, "--by", "mode", "--sort", "chain", COLUMNS="200").stdout.splitlines()[0].endswith("chain")
     narrow = cli("report", trace, "--by", "mode", "--all", "--saved", COLUMNS="50").stdout.splitlines()
     assert max(map(len, narrow)) <= 60
-    assert re.fullmatch(r"\.\.\. \d+ more columns: widen the terminal, or --format csv", narrow[-1])
+    assert re.fullmatch(r"\.\.\. \d+ more columns in csv", narrow[-1])
     rows = cli("report", trace, "--by", "mode", "--saved", "--format", "csv").stdout.splitlines()
     assert rows[0].startswith("mode,lookups,hits,hit_percent,made,died,emptied,alive,faults,stores,faults_uncached,made_uncached,peak,life")
 
