@@ -77,7 +77,7 @@ def test_guests_and_models_are_completed() -> None:
         ("report boot.db --only ", {f"{key}=" for key in KEYS}),
         ("report boot.db --sort ", {*COUNTS, *MORE}),
         ("report boot.db --by phase,process --sort p", {"peak", "parents", "phase", "process"}),
-        ("report boot.db --by level --sort p", set()),
+        ("report boot.db --by level --sort p", {"peak", "parents"}),
         ("report boot.db --format ", {"table", "json", "html", "jsonl", "csv", "markdown"}),
         ("script boot.db --kind ", {kind.name.lower() for kind in Kind}),
         ("export boot.db --format ", {"jsonl", "csv", "parquet", "perfetto"}),
