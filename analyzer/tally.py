@@ -125,8 +125,9 @@ def _lives(rows: Rows, group: Ints, size: int) -> list[float | None]:
 def _beside(rows: Rows) -> NDArray[np.bool_]:
     """By birth number: whether the frame of the page had another live page when it was made."""
     alive = lives(rows)
+    births = alive.delta > 0
     beside = np.zeros(len(rows.made), bool)
-    beside[alive.page] = (running(rows.frame[alive.page], alive.delta) > 1) & (alive.delta > 0) | beside[alive.page]
+    beside[alive.page[births]] = running(rows.frame[alive.page], alive.delta)[births] > 1
     return beside
 
 

@@ -14,6 +14,7 @@ from analyzer.outcome import Outcome, outcome
 from analyzer.story import Root, Story
 from analyzer.tally import COUNTS, MORE, Group, with_uncached
 from tests.analyzer.guests import Step, apply, start, steps
+from tests.analyzer.test_mmu import READ, long_guest, make
 from tests.analyzer.test_overtime import MARKS
 from tests.analyzer.test_spaces import two_programs
 from x86.registers import Mode
@@ -60,6 +61,20 @@ def test_what_became_of_the_pages_of_a_group() -> None:
     ]
     # Whoever finds a page did not make it.
     assert short(grouped(end(), MARKS, ("origin",)), "peak", "life", "parents") == [(0, None, 0), (0, None, 0)]
+
+
+def test_a_page_that_died_was_made_beside_another_all_the_same() -> None:
+    """Frame 4 is a leaf table, then by entry 1 of table 2 one of level 2 as well. Three stores zap both pages."""
+    mmu = make()
+    long_guest(mmu)
+    mmu.page(2, [(0, 0x3067), (1, 0x4067)])
+    mmu.page(9, [(0, 0xA067)])
+    mmu.access(0, 0, *READ)
+    mmu.access(0, 1 << 30, *READ)
+    for _ in range(3):
+        mmu.write(0, 0x4100, 8, 0)
+    groups = grouped(outcome(mmu), MARKS, ("gfn",), [("gfn", "0x4")])
+    assert short(groups, "made", "died", "beside") == [(2, 2, 1)]
 
 
 def test_a_page_counts_for_the_group_it_was_made_in() -> None:
