@@ -39,7 +39,7 @@ class _Watched:
 class Tracking:
     """The watched pages after the events that were taken so far.
 
-    ``ram_bytes`` and ``linger`` are the recording's.
+    ``ram_bytes`` and ``linger`` are the recording's; where ``linger`` is not known, 0, a page is watched for good.
     """
 
     def __init__(self, ram_bytes: int, linger: int) -> None:

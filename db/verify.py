@@ -133,7 +133,8 @@ def _summary(trace: TraceReader, findings: dict[str, Finding]) -> None:
     if recording["source"] != "record":
         for name in ("cr3-in-ram", "content-before-use", "known-table", "linked"):
             findings[name].not_applicable = "imported"
-    elif trace.rows("loss"):
+    elif any(row["count"] for row in trace.rows("loss")):
+        # Lines of the console that were not kept are no events.
         findings["known-table"].not_applicable = findings["linked"].not_applicable = "events were lost"
     if not trace.rows("end_table"):
         findings["end-state"].not_applicable = "no tables were kept: paging was off, or the recording was cut short, or imported"
@@ -209,8 +210,8 @@ def _events(trace: TraceReader, findings: dict[str, Finding]) -> None:
     """What takes a walk over the events: contents, links, the tables they rebuild."""
     recorded = trace.recording["source"] == "record"
     rebuilt = Rebuilt()
-    whole = recorded and not trace.rows("loss")
-    tracking = Tracking(trace.recording["ram_bytes"], trace.recording["linger"]) if whole else None
+    followed = not findings["known-table"].not_applicable
+    tracking = Tracking(trace.recording["ram_bytes"], trace.recording["linger"] or 0) if followed else None
     for event in trace.events(TABLE_KINDS):
         if recorded and event.kind == Kind.WRITE and event.addr >> PAGE_SHIFT not in rebuilt.pages:
             findings["content-before-use"].fail(f"a store to {event.addr:#x} comes before its page's content")

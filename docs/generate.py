@@ -93,8 +93,8 @@ _FACTS = {
     " load during which the root got a second name, the first of several in a row; a fork's child has no name until it executes a program",
     "processes": "address spaces of one name together, those with the most look-ups first",
     "space_sharing.peak": "when most pages had several parents at once (after `event`; the end where none ever had). `by_level`: live pages"
-    " that the roots of no address space lead to, of one, of several, and the most spaces that one page is part of; `histogram`: pages by number of spaces. The roots of a space"
-    " are those its latest load looked up, while they live; of the generations of a root the newest counts. `matrix`: pages that two"
+    " that the roots of no address space lead to, of one, of several, and the most spaces that one page is part of;"
+    " `histogram`: pages by number of spaces. The roots of a space are those its latest load looked up, while they live; of the generations of a root the newest counts. `matrix`: pages that two"
     " spaces have in common, for up to 24 spaces (`spaces`: their places in the list) with the most in common; on the diagonal all pages"
     " of one",
     "space_sharing.end": "the same at the end",
@@ -169,9 +169,8 @@ def counters() -> str:
         ("Counts with `--saved`", UNCACHED),
     )
     for title, counts in groups:
-        parts.append(
-            f"## {title}\n\n| count | what it is |\n| --- | --- |\n" + "\n".join(f"| `{name}` | {text} |" for name, text in counts.items())
-        )
+        rows = "\n".join(f"| `{name}` | {text} |" for name, text in counts.items())
+        parts.append(f"## {title}\n\n| count | what it is |\n| --- | --- |\n{rows}\n")
     return "\n".join(parts)
 
 

@@ -62,6 +62,11 @@ def test_each_check_notices(check: str, copy: Path) -> None:
     assert check in failing(copy)
 
 
+def test_a_trace_that_does_not_say_how_long_pages_are_watched_is_checked(copy: Path) -> None:
+    change(copy, "UPDATE recording SET linger = NULL")
+    assert failing(copy) == set()
+
+
 def test_a_second_content_of_a_page_is_missed(copy: Path) -> None:
     """The last content of a frame that had become a table before: what it holds is known from then, and is not what it held."""
     change(
