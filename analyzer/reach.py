@@ -87,9 +87,15 @@ def most_shared_row(rows: Rows) -> int:
 
 def multi_parent(rows: Rows) -> tuple[Ints, Ints]:
     """The rows that link or unlink a page, and how many pages have several parents after each."""
+    at, delta, after = parents(rows)
+    return at, np.cumsum(crossings(after, delta, 2))
+
+
+def parents(rows: Rows) -> tuple[Ints, Ints, Ints]:
+    """The rows that link or unlink a page, 1 or -1 for each, and how many parents that page has after it."""
     at = rows.of(What.LINKED, What.UNLINKED)
     delta = np.where(rows.what[at] == What.LINKED, 1, -1).astype(np.int64)
-    return at, np.cumsum(crossings(running(rows.page[at], delta), delta, 2))
+    return at, delta, running(rows.page[at], delta)
 
 
 def shared(at: Moment) -> dict[str, Any]:

@@ -61,9 +61,9 @@ def spaces(rows: Rows, story: Story) -> Spaces:
     keys = np.stack((glevels, root, generation), axis=1)
     unique, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    of_row = place[which.reshape(-1)][_switch_of(rows, switches)]
+    position = np.empty(len(order), np.int64)
+    position[order] = np.arange(len(order))
+    of_row = position[which.reshape(-1)][_switch_of(rows, switches)]
     return Spaces(_describe(rows, unique[order].tolist(), of_row, firsts), of_row)
 
 

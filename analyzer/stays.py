@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from analyzer.story import place
 from db.event import Kind
 from db.queries import ROOTS
 from db.trace import TraceReader
@@ -37,6 +38,11 @@ class Space:
     loads: int = 0
     resident: int = 0
     """Events while it was loaded, on any vCPU."""
+
+    @property
+    def where(self) -> str:
+        """Its root and generation, in words."""
+        return f"{place(self.root)}.{self.generation}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from analyzer.cache import hash_function
 from analyzer.journal import What
 from analyzer.model import Parameters
-from analyzer.rows import Rows, lives
+from analyzer.reach import parents
+from analyzer.rows import Lives, Rows, lives
 from analyzer.running import Ints, running
 
 Group = dict[str, Any]
@@ -74,15 +75,15 @@ def tally(rows: Rows, parameters: Parameters, keep: NDArray[np.bool_], which: In
         "faults": of(what == What.FAULT),
         "stores": of(what == What.STORE),
     }
-    most = _most_parents(rows)
-    parents = np.zeros(size, np.int64)
-    np.maximum.at(parents, group[group >= 0], most[group >= 0])
+    alive, most = lives(rows), _most_parents(rows)
+    most_of_group = np.zeros(size, np.int64)
+    np.maximum.at(most_of_group, group[group >= 0], most[group >= 0])
     more: dict[str, Any] = {
-        "peak": _peaks(rows, group, size).tolist(),
+        "peak": _peaks(alive, group, size).tolist(),
         "life": _lives(rows, group, size),
-        "beside": _sum(group, _beside(rows), size).tolist(),
+        "beside": _sum(group, _beside(rows, alive), size).tolist(),
         "shared": _sum(group, most > 1, size).tolist(),
-        "parents": parents.tolist(),
+        "parents": most_of_group.tolist(),
         "chain": _chains(rows, parameters, keep, which, size),
     }
     return {name: counts[name].tolist() for name in COUNTS} | {name: more[name] for name in MORE}
@@ -102,8 +103,7 @@ def _sum(group: Ints, pages: NDArray[np.bool_], size: int) -> Ints:
     return np.bincount(group[pages & (group >= 0)], minlength=size)
 
 
-def _peaks(rows: Rows, group: Ints, size: int) -> Ints:
-    alive = lives(rows)
+def _peaks(alive: Lives, group: Ints, size: int) -> Ints:
     mine = group[alive.page]
     kept = mine >= 0
     peaks = np.zeros(size, np.int64)
@@ -122,9 +122,8 @@ def _lives(rows: Rows, group: Ints, size: int) -> list[float | None]:
     return medians
 
 
-def _beside(rows: Rows) -> NDArray[np.bool_]:
+def _beside(rows: Rows, alive: Lives) -> NDArray[np.bool_]:
     """By birth number: whether the frame of the page had another live page when it was made."""
-    alive = lives(rows)
     births = alive.delta > 0
     beside = np.zeros(len(rows.made), bool)
     beside[alive.page[births]] = running(rows.frame[alive.page], alive.delta)[births] > 1
@@ -132,10 +131,9 @@ def _beside(rows: Rows) -> NDArray[np.bool_]:
 
 
 def _most_parents(rows: Rows) -> Ints:
-    at = rows.of(What.LINKED, What.UNLINKED)
-    delta = np.where(rows.what[at] == What.LINKED, 1, -1).astype(np.int64)
+    at, _, after = parents(rows)
     most = np.zeros(len(rows.made), np.int64)
-    np.maximum.at(most, rows.page[at], running(rows.page[at], delta))
+    np.maximum.at(most, rows.page[at], after)
     return most
 
 

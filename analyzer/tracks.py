@@ -75,8 +75,7 @@ def recorded(trace: TraceReader) -> Iterator[Item]:
 
 
 def _title(space: Space) -> str:
-    root = f"{place(space.root)}.{space.generation}"
-    return root if space.comm is None else f"{space.comm}[{space.pid}] {root}"
+    return space.where if space.comm is None else f"{space.comm}[{space.pid}] {space.where}"
 
 
 def _counts(trace: TraceReader, guest: str) -> Iterator[Item]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from db.event import Kind, is_event
+from db.event import CR3_HAS_PDPTES, Kind, is_event
 from db.trace import TraceReader
+from x86.paging import BASE64, BASE_PDPT
 
 #: The bit mask of all kinds.
 EVERY_KIND = sum(1 << kind for kind in Kind)
@@ -63,7 +64,7 @@ CONTENTS = Query(
 END_TABLES = Query("SELECT level, count(*) FROM end_table GROUP BY level ORDER BY level DESC")
 
 #: The address of the root that a cr3 load names: of 32 bytes where PAE's pointers were read with it (flag 1), else a page.
-ROOT = "iif(kind = 2 AND flags & 1, addr & 0xffffffe0, addr & 0xffffffffff000)"
+ROOT = f"iif(kind = {Kind.CR3:d} AND flags & {CR3_HAS_PDPTES}, addr & {BASE_PDPT:#x}, addr & {BASE64:#x})"
 
 #: Where roots come from: cr3 loads (kind 2), and pages whose content was recorded (kind 4).
 ROOTS = Query(

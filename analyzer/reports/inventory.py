@@ -10,7 +10,6 @@ from typing import Any
 from analyzer.inventory import Inventory
 from analyzer.reports.recorded import check_line, loss_line
 from analyzer.reports.text import columns, number, printable, share, space_name
-from analyzer.story import place
 from db.event import Kind
 
 _KINDS = tuple(kind.name.lower() for kind in (Kind.ACCESS, Kind.WRITE, Kind.CR3, Kind.PAGE, Kind.INVLPG, Kind.REGS))
@@ -87,9 +86,16 @@ def _spaces(found: Inventory, most: int | None) -> str:
     order: list[Any] = sorted(found.spaces, key=lambda space: (-space.resident, space.first))[:most]
     rows = [("address space", "root", "cr3 loads", "events", "%", "from", "")]
     for space in order:
-        root = f"{place(space.root)}.{space.generation}"
         rows.append(
-            (space_name(space), root, number(space.loads), number(space.resident), share(space.resident, whole), number(space.first), "")
+            (
+                space_name(space),
+                space.where,
+                number(space.loads),
+                number(space.resident),
+                share(space.resident, whole),
+                number(space.first),
+                "",
+            )
         )
     left = len(found.spaces) - len(order)
     return columns(rows) + (f"\n{left:,} more; --all shows them" if left else "")

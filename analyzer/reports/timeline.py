@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 
 from analyzer.reports.text import printable, share, space_name
-from analyzer.story import place
 from analyzer.timeline import Row, Timeline
 
 #: Columns that the names take; the rest of the terminal is for buckets.
@@ -29,7 +28,7 @@ def text(line: Timeline, colour: bool = False, plain: bool = False) -> str:
 
 def _row(row: Row, glyphs: str, colour: int | None) -> str:
     name = space_name(row.space)
-    root = f"{place(row.space.root)}.{row.space.generation}"
+    root = row.space.where
     percent = share(round(1e6 * sum(row.shares)), round(1e6 * len(row.shares)))
     room = LABEL - len(root) - 9
     label = f"{name[:room]:{room}} {root} {percent:>5}% "
