@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -51,23 +50,6 @@ class Run:
     seconds: float
     facts: Facts
     why: str = ""
-
-
-def load_core(wanted: str | None) -> None:
-    """Begin to load the fast core, if it is the one that will run: SQLite can look through a trace in the meantime."""
-    if wanted != "reference":
-        threading.Thread(target=_load_core, daemon=True).start()
-
-
-def _load_core() -> None:
-    # Whoever asks for the core learns why it cannot be imported.
-    with contextlib.suppress(ImportError):
-        from analyzer.kernel import Kernel
-
-        nothing = np.zeros(0, np.int64)
-        few, sides = nothing.astype(np.uint8), np.zeros((0, 4), np.int64)
-        empty = Columns(few, few, few, nothing, nothing, sides, sides, np.zeros(1, np.int64), nothing.astype(np.uint16), nothing)
-        Kernel(model_parameters("kvm-2.6.20")).feed(empty)
 
 
 def choose_core(wanted: str | None, audit: bool = False) -> tuple[str, str]:
