@@ -26,7 +26,7 @@ demo: setup ## boot a real Linux under QEMU, traced; replay it; print the report
 	@$(BIN)/shadowtrace report demo.db
 
 test: setup test-packages check ## every check and every test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: setup ## kill and starve recordings by the dozen (an hour); figures into docs/reliability.md
 	$(FIGURES) $(BIN)/python -m pytest tests/faults -m "faults or not faults"

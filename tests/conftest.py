@@ -19,6 +19,25 @@ from tracer.request import Outcome, Request
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
+#: The files that take longest: begun last, one of them would run alone while other workers have nothing left to do.
+LONGEST = (
+    "tests/tracer/test_guests.py",
+    "tests/tracer/test_gdb_engine.py",
+    "tests/test_docs.py",
+    "tests/analyzer/test_cases.py",
+    "tests/tracer/test_names.py",
+    "tests/tracer/test_smp.py",
+    "tests/analyzer/test_cores.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0]
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
 
 def pytest_runtest_setup() -> None:
     # A test that wants a width says which. libreadline, wherever it is imported, gives processes one that os.environ knows nothing of.
