@@ -1,5 +1,5 @@
 /*
- * The plugin: blocks and instructions are instrumented here, and its life begins here.
+ * The plugin: instructions and blocks are instrumented here, and its life begins here.
  *
  * What an instruction does to a control register can be read once it is done: it is marked pending and resolved at the
  * start of the vCPU's next block, which always comes before that block's loads and stores.
@@ -21,132 +21,6 @@ static int8_t gdb_number(int8_t encoded)
     static const int8_t order[] = {0, 2, 3, 1, 7, 6, 4, 5};
 
     return encoded >= 0 && encoded < 8 ? order[encoded] : encoded;
-}
-
-static RARE void between_blocks(unsigned vcpu, uint64_t va, bool user)
-{
-    struct vcpu *v = &vcpus[vcpu];
-
-    pthread_mutex_lock(&lock);
-    if (!closed) {
-        resolve(vcpu);
-        if (settings.touch_entries && !user && va == v->fault_handler) {
-            record_fault(vcpu);
-        }
-    }
-    pthread_mutex_unlock(&lock);
-}
-
-static void begin_block(unsigned vcpu, uint64_t va, bool user)
-{
-    struct vcpu *v = &vcpus[vcpu];
-    uint64_t handler = atomic_load_explicit(&v->fault_handler, memory_order_relaxed);
-
-    catch_up(v);
-    if (v->pending || va == handler) {
-        between_blocks(vcpu, va, user);
-    }
-    touch(vcpu, TOUCH_FETCH, va, user);
-    if (va >> PAGE_SHIFT != handler >> PAGE_SHIFT) {
-        remember(v, TOUCH_FETCH, va, user);
-    }
-}
-
-static RARE void user_block_slow(unsigned vcpu, void *data)
-{
-    begin_block(vcpu, (uint64_t)(uintptr_t)data, true);
-}
-
-static RARE void kernel_block_slow(unsigned vcpu, void *data)
-{
-    begin_block(vcpu, (uint64_t)(uintptr_t)data, false);
-}
-
-/* A block's callback gets its start address. There is another for a guest's only vCPU, as for accesses. */
-static inline void on_user_block(unsigned vcpu, void *data)
-{
-    if (!seen(vcpu, TOUCH_FETCH, (uint64_t)(uintptr_t)data, true, 1)) {
-        user_block_slow(vcpu, data);
-    }
-}
-
-static inline void on_kernel_block(unsigned vcpu, void *data)
-{
-    if (!seen(vcpu, TOUCH_FETCH, (uint64_t)(uintptr_t)data, false, 1)) {
-        kernel_block_slow(vcpu, data);
-    }
-}
-
-/* Where the block runs whose code segment begins at `base`; all 64-bit code has 0. */
-static inline uint64_t running_block(unsigned vcpu, void *base)
-{
-    uint64_t from = (uint64_t)(uintptr_t)base, rip = qemu_rip(vcpu);
-
-    return from ? (uint32_t)(from + rip) : rip;
-}
-
-/* Where blocks are shared between addresses, their callbacks get the code segment's base. */
-static inline void on_shared_user_block(unsigned vcpu, void *base)
-{
-    on_user_block(vcpu, (void *)(uintptr_t)running_block(vcpu, base));
-}
-
-static inline void on_shared_kernel_block(unsigned vcpu, void *base)
-{
-    on_kernel_block(vcpu, (void *)(uintptr_t)running_block(vcpu, base));
-}
-
-#define BLOCK_CALLBACK(name, block) \
-    static void name(unsigned vcpu, void *data) { block(vcpu, data); } \
-    static void sole_##name(unsigned vcpu, void *data) \
-    { \
-        (void)vcpu; \
-        block(0, data); \
-    }
-
-BLOCK_CALLBACK(user_block, on_user_block)
-BLOCK_CALLBACK(kernel_block, on_kernel_block)
-BLOCK_CALLBACK(shared_user_block, on_shared_user_block)
-BLOCK_CALLBACK(shared_kernel_block, on_shared_kernel_block)
-
-static void cross(unsigned vcpu, uint64_t va, bool user)
-{
-    begin_block(vcpu, va, user);
-    touch(vcpu, TOUCH_FETCH, (va | (PAGE_BYTES - 1)) + 1, user);
-}
-
-static void on_crossing_user_block(unsigned vcpu, void *data)
-{
-    cross(vcpu, (uint64_t)(uintptr_t)data, true);
-}
-
-static void on_crossing_kernel_block(unsigned vcpu, void *data)
-{
-    cross(vcpu, (uint64_t)(uintptr_t)data, false);
-}
-
-static void on_crossing_shared_user_block(unsigned vcpu, void *base)
-{
-    cross(vcpu, running_block(vcpu, base), true);
-}
-
-static void on_crossing_shared_kernel_block(unsigned vcpu, void *base)
-{
-    cross(vcpu, running_block(vcpu, base), false);
-}
-
-static exec_cb block_callback(bool shared, bool user, bool crosses)
-{
-    static const exec_cb crossing[2][2] = {
-        {on_crossing_kernel_block, on_crossing_user_block},
-        {on_crossing_shared_kernel_block, on_crossing_shared_user_block},
-    };
-    static const exec_cb callbacks[2][2][2] = {
-        {{kernel_block, user_block}, {shared_kernel_block, shared_user_block}},
-        {{sole_kernel_block, sole_user_block}, {sole_shared_kernel_block, sole_shared_user_block}},
-    };
-
-    return crosses ? crossing[shared][user] : callbacks[settings.vcpus == 1][shared][user];
 }
 
 /* Page tables only, a block that may follow INVLPG: its operand's registers are what they were. */
@@ -414,9 +288,10 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
     if (settings.vcpus > MAX_VCPUS || settings.touch_entries > MAX_TOUCH || (settings.touch_entries & (settings.touch_entries - 1))) {
         return refuse("bad number of vCPUs or of first-touch entries");
     }
-    if (!access_open()) {
+    if (!touches_open()) {
         return refuse("out of memory");
     }
+    access_open();
     if (!stream_open((int)argument(argc, argv, "stream", -1), (int)argument(argc, argv, "control", -1), argument(argc, argv, "drop", 0))) {
         return refuse("the control page cannot be mapped");
     }

@@ -8,9 +8,11 @@
  * decode.c     the instructions that matter, told by their bytes
  * operands.c   what the others do to memory
  * vcpu.c       control registers, INVLPG, walks, the page-fault handler
- * access.c     touches and stores
+ * touches.c    what has been touched
+ * access.c     loads and stores, by callbacks
+ * blocks.c     fetches
  * quiet.c      moments at which the guest stands still
- * capture.c    blocks, instructions, life cycle
+ * capture.c    instructions, life cycle
  */
 #ifndef SHADOWTRACE_H
 #define SHADOWTRACE_H
@@ -116,7 +118,7 @@ uint64_t table_bit(uint64_t gpa);
 /* Goes up whenever the set of tracked pages grows: caches of "not a table" from before are void. */
 extern _Atomic uint64_t tables_generation;
 
-/* ---- access.c ---- */
+/* ---- touches.c ---- */
 
 void outdate_store_caches(void);
 

@@ -2,9 +2,11 @@
  * What the capture's rooms share: a vCPU as the plugin knows it.
  *
  * vcpu.c       control registers, INVLPG, walks, the page-fault handler
- * access.c     touches and stores
+ * touches.c    what has been touched
+ * access.c     loads and stores, by callbacks
+ * blocks.c     fetches
  * quiet.c      moments at which the guest stands still
- * capture.c    blocks, instructions, life cycle
+ * capture.c    instructions, life cycle
  */
 #ifndef SHADOWTRACE_VCPU_H
 #define SHADOWTRACE_VCPU_H
@@ -90,21 +92,31 @@ bool stored_to_gate(uint64_t gpa);
 void record_fault(unsigned vcpu);
 void on_table_register(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data);
 
-/* ---- access.c ---- */
+/* ---- touches.c ---- */
 
-bool access_open(void);
+bool touches_open(void);
+struct seen *own_seen(const struct vcpu *v);
 void hide_seen(struct vcpu *v);
 void catch_up(struct vcpu *v);
-void remember(struct vcpu *v, enum touch kind, uint64_t va, bool user);
 void note_stored_tables(uint64_t tables);
 void drop_caches(struct vcpu *v);
 void forget_touch(struct vcpu *v, uint64_t page);
 void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag);
 void drop_touches(struct vcpu *v);
 void notice_every_access(void);
+
+/* ---- access.c ---- */
+
+void access_open(void);
+void remember(struct vcpu *v, enum touch kind, uint64_t va, bool user);
 void on_own_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 mem_cb store_callback(enum effect effect);
 mem_cb access_callback(bool user, enum effect effect);
+
+/* ---- blocks.c ---- */
+
+void between_blocks(unsigned vcpu, uint64_t va, bool user);
+exec_cb block_callback(bool shared, bool user, bool crosses);
 
 /* ---- quiet.c ---- */
 
