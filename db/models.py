@@ -38,6 +38,7 @@ recording = _table(
     _text("gdb_version", "gdb's version", nullable=True),
     _text("engine", "what captured the events: `plugin`, `gdb`, or `gdb-net`", nullable=True),
     _integer("plugin_api", "version of QEMU's plugin API that the plugin used", nullable=True),
+    _text("told_by", "how the plugin heard of loads and stores: `tlb`, by QEMU's own TLB; `callbacks`, one each", nullable=True),
     _text("cpu_model", "QEMU's CPU model", nullable=True),
     _integer("ram_bytes", "guest RAM", nullable=True),
     _integer("vcpus", "virtual CPUs"),

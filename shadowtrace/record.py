@@ -20,7 +20,7 @@ from tracer.record import record
 from tracer.request import Request
 
 #: What only the plugin does, and what only a QEMU that we start can be given.
-_OF_THE_PLUGIN = ("touch", "touch_entries", "drop_at_stores", "drop_when_behind", "user_stores")
+_OF_THE_PLUGIN = ("touch", "touch_entries", "drop_at_stores", "drop_when_behind", "user_stores", "callbacks")
 _OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
 
 
@@ -78,6 +78,7 @@ _OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
     help="full: a power cut takes no committed batch either.",
 )
 @click.option("--user-stores", is_flag=True, help="With --touch none: watch user code's stores too.")
+@click.option("--callbacks", is_flag=True, help="Loads and stores by callbacks also where QEMU's own TLB can tell them: slower.")
 def command(
     guest: str | None,
     qemu_args: tuple[str, ...],
@@ -103,6 +104,7 @@ def command(
     strict_loss: bool,
     sync: str,
     user_stores: bool,
+    callbacks: bool,
 ) -> int:
     """Record a guest's paging into a trace file.
 
@@ -142,7 +144,9 @@ def command(
         seconds=seconds or (recipe.limit if recipe is not None else None),
         marks=marks,
         checks=checks,
-        capture=Capture(touch_entries if touch != "none" else 0, linger, max_tables, user_stores, drop_at_stores, drop_when_behind),
+        capture=Capture(
+            touch_entries if touch != "none" else 0, linger, max_tables, user_stores, drop_at_stores, drop_when_behind, callbacks
+        ),
         every_access=touch == "every",
         events=events,
         deterministic=deterministic,

@@ -42,6 +42,7 @@ _FLAGS = 0xFF
 _CONTROL = struct.Struct("<17Q")
 _EVERY_ACCESS = struct.Struct("<Q")
 _BY_VCPU = struct.Struct("<64Q")
+_BY_TLB = struct.Struct("<Q")
 _CONTROL_MAGIC = 0x5368547230303031
 CONTROL_BYTES = 4096
 
@@ -85,6 +86,8 @@ class ControlPage:
     closed: bool
     by_kind: tuple[int, ...]
     by_vcpu: tuple[int, ...]
+    by_tlb: bool
+    """Whether loads and stores are told by QEMU's own TLB, not by callbacks."""
 
 
 def read_control(page: mmap.mmap) -> ControlPage:
@@ -93,7 +96,8 @@ def read_control(page: mmap.mmap) -> ControlPage:
     if magic not in (0, _CONTROL_MAGIC):
         raise ShadowtraceError("the capture plugin's control page makes no sense", "this is a defect of shadowtrace")
     by_vcpu = _BY_VCPU.unpack_from(page, _CONTROL.size + _EVERY_ACCESS.size)
-    return ControlPage(events, dropped, tables, peak, refused, faults, api, bool(closed), tuple(by_kind), by_vcpu)
+    (by_tlb,) = _BY_TLB.unpack_from(page, _CONTROL.size + _EVERY_ACCESS.size + _BY_VCPU.size)
+    return ControlPage(events, dropped, tables, peak, refused, faults, api, bool(closed), tuple(by_kind), by_vcpu, bool(by_tlb))
 
 
 def record_every_access(page: mmap.mmap) -> None:

@@ -153,6 +153,8 @@ class Capture:
     drop_at_stores: bool = True
     drop_when_behind: bool = False
     """Drop and count events where the recorder does not keep up, instead of having the guest wait."""
+    callbacks: bool = False
+    """Have loads and stores told by callbacks also where QEMU's own TLB could tell them."""
 
 
 class Machine:
@@ -201,6 +203,7 @@ class Machine:
                 user_stores=int(capture.user_stores),
                 drop_at_stores=int(capture.drop_at_stores),
                 drop=int(capture.drop_when_behind),
+                tlb=int(not capture.callbacks),
             )
             capturing = ("-plugin", plugin_arguments)
         if _value_of(arguments, "-accel") is None:

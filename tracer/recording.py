@@ -305,6 +305,8 @@ class Recording:
             self._lose(control.tables_refused, "tables beyond the limit of tables tracked at once (each stands for all its stores)")
         self._name_origins()
         self.writer.describe(plugin_api=control.api)
+        if self.request.engine == "plugin":
+            self.writer.describe(told_by="tlb" if control.by_tlb else "callbacks")
         self.writer.seal(ended, detail + self.gdb_lost)
         lost = sum(row["count"] for row in _losses(self.request.output))
         return Outcome(ended, detail + self.gdb_lost, self.writer.events, lost, verdict)

@@ -24,6 +24,7 @@ class About:
     kernel: str | None
     qemu_version: str | None
     engine: str | None
+    told_by: str | None
     ram_bytes: int | None
     vcpus: int
     ended: str | None
@@ -52,6 +53,7 @@ def about(trace: TraceReader, run: Run) -> About:
         kernel=row["kernel"],
         qemu_version=row["qemu_version"],
         engine=row["engine"],
+        told_by=row["told_by"],
         ram_bytes=row["ram_bytes"],
         vcpus=row["vcpus"],
         ended=row["ended"],
@@ -104,7 +106,8 @@ def _untouched(facts: dict[str, Any]) -> str:
 
 
 def _how(about: About) -> str:
-    how = printable(f"recorded with QEMU {about.qemu_version}, {about.engine}") if about.source == "record" else "imported"
+    engine = f"{about.engine} ({about.told_by})" if about.told_by else about.engine
+    how = printable(f"recorded with QEMU {about.qemu_version}, {engine}") if about.source == "record" else "imported"
     if about.ended is not None:
         end = printable(f"{about.ended}: {about.ended_detail or ''}")
         return f"{how}: {about.events:,} events, {about.lost:,} lost; {end}"

@@ -1,5 +1,5 @@
 /*
- * Loads and stores: every access of the guest calls here.
+ * Loads and stores by callbacks: every access of the guest calls here.
  *
  * What is pending is resolved at the next block, or, where blocks have no callback, at the next store - but never at those of
  * the pending instruction itself: a task switch works on its TSS, which still belongs to what was before.
@@ -15,6 +15,22 @@
 /* The bits of a callback's information that say it is a store: QEMU's function is a call for each access. */
 static qemu_plugin_meminfo_t store_bits;
 
+/* With the lock held, before a store to a table is recorded: what comes with it. */
+void tell_table_store(unsigned vcpu, uint64_t gpa, uint64_t va, bool user)
+{
+    struct vcpu *v = &vcpus[vcpu];
+
+    notice_task_switch(vcpu);
+    if (settings.drop_at_stores && v->store_touch != va) {
+        /* Where the page is shadowed each store to it faults, not the first alone. */
+        uint16_t flags = user ? ACCESS_WRITE | ACCESS_USER : ACCESS_WRITE;
+        struct record event = {.kind = REC_ACCESS, .vcpu = (uint8_t)vcpu, .flags = flags, .addr = va};
+        stream_event(&event, NULL, 0);
+    }
+    v->store_touch = NO_VA;
+    note_stored_tables(table_bit(gpa));
+}
+
 /* A store, or what is one of it: at most 8 bytes, in one page. */
 static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, unsigned size, bool user, uint64_t pc)
 {
@@ -27,21 +43,15 @@ static void store_in_page(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va
     }
     gpa = qemu_plugin_hwaddr_phys_addr(address);
     if (!tables_is_tracked(gpa)) {
-        if (!stored_to_gate(gpa)) {
+        if (holds_gate(gpa)) {
+            stored_to_gate(gpa);
+        } else {
             v->store_cache[(va >> PAGE_SHIFT) & (STORE_CACHE - 1)] = (va >> PAGE_SHIFT) + 1;
         }
         return;
     }
-    notice_task_switch(vcpu);
-    if (settings.drop_at_stores && v->store_touch != va) {
-        /* Where the page is shadowed each store to it faults, not the first alone. */
-        uint16_t flags = user ? ACCESS_WRITE | ACCESS_USER : ACCESS_WRITE;
-        struct record event = {.kind = REC_ACCESS, .vcpu = (uint8_t)vcpu, .flags = flags, .addr = va};
-        stream_event(&event, NULL, 0);
-    }
-    v->store_touch = NO_VA;
+    tell_table_store(vcpu, gpa, va, user);
     tables_store(vcpu, gpa, size, qemu_running_pc(vcpu, pc));
-    note_stored_tables(table_bit(gpa));
 }
 
 /* Whose store it is: the kernel's where blocks have callbacks, or of a pending instruction; the kernel's where not; the user's. */

@@ -53,32 +53,28 @@ static void notice_first(unsigned vcpu)
     }
 }
 
-static void on_mode_write(unsigned vcpu, void *data)
+static void on_mode_write(unsigned vcpu, void *pc)
 {
-    (void)data;
     resolve_first(vcpu);
-    set_pending(vcpu, PENDING_MODE);
+    set_pending(vcpu, PENDING_MODE, (uint64_t)(uintptr_t)pc);
 }
 
-static void on_cr3_write(unsigned vcpu, void *data)
+static void on_cr3_write(unsigned vcpu, void *pc)
 {
-    (void)data;
     notice_first(vcpu);
-    set_pending(vcpu, PENDING_CR3);
+    set_pending(vcpu, PENDING_CR3, (uint64_t)(uintptr_t)pc);
 }
 
-static void on_far_transfer(unsigned vcpu, void *data)
+static void on_far_transfer(unsigned vcpu, void *pc)
 {
-    (void)data;
     notice_first(vcpu);
-    set_pending(vcpu, PENDING_MODE);
+    set_pending(vcpu, PENDING_MODE, (uint64_t)(uintptr_t)pc);
 }
 
-static void on_task_write(unsigned vcpu, void *data)
+static void on_task_write(unsigned vcpu, void *pc)
 {
-    (void)data;
     notice_first(vcpu);
-    set_pending(vcpu, PENDING_MODE | PENDING_TASK);
+    set_pending(vcpu, PENDING_MODE | PENDING_TASK, (uint64_t)(uintptr_t)pc);
 }
 
 /* At the instruction behind it: a task switch that follows within the block must not be taken for that load. */
@@ -119,7 +115,7 @@ static void on_invlpg(unsigned vcpu, void *data)
 {
     resolve_first(vcpu);
     vcpus[vcpu].invlpg = unpacked_operand((uint64_t)(uintptr_t)data);
-    set_pending(vcpu, PENDING_INVLPG);
+    set_pending(vcpu, PENDING_INVLPG, NO_VA);
 }
 
 static void on_invlpg_from(unsigned vcpu, void *data)
@@ -139,20 +135,21 @@ static void on_read_cr2(unsigned vcpu, void *data)
 static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kind, const struct operand *operand)
 {
     uint64_t va = qemu_plugin_insn_vaddr(insn);
+    void *pc = (void *)(uintptr_t)va;
     struct operand named;
 
     switch (kind) {
     case INSN_CR3:
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_cr3_write, CB_R_REGS, NULL);
+        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_cr3_write, CB_R_REGS, pc);
         break;
     case INSN_MODE:
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_mode_write, CB_R_REGS, NULL);
+        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_mode_write, CB_R_REGS, pc);
         break;
     case INSN_TASK:
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_task_write, CB_R_REGS, NULL);
+        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_task_write, CB_R_REGS, pc);
         break;
     case INSN_FAR:
-        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_far_transfer, CB_NO_REGS, NULL);
+        qemu_plugin_register_vcpu_insn_exec_cb(insn, on_far_transfer, CB_NO_REGS, pc);
         break;
     case INSN_INVLPG:
         named = *operand;
@@ -161,7 +158,7 @@ static void instrument_special(struct qemu_plugin_insn *insn, enum insn_kind kin
         named.length = (uint8_t)(operand->next_va - va);
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg, CB_R_REGS, packed_operand(&named));
         if (named.base == -2) {
-            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg_from, CB_NO_REGS, (void *)(uintptr_t)va);
+            qemu_plugin_register_vcpu_insn_exec_cb(insn, on_invlpg_from, CB_NO_REGS, pc);
         }
         break;
     case INSN_LIDT:
@@ -202,6 +199,11 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
     if (!vcpus[vcpu].known) {
         qemu_locate_task(vcpu);
     }
+    if (settings.try_tlb) {
+        settings.try_tlb = false;
+        settings.by_tlb = tlb_open(settings.ram, start);
+        stream_control()->by_tlb = settings.by_tlb;
+    }
     if (!user) {
         pthread_mutex_lock(&lock);
         if (settings.touch_entries) {
@@ -230,18 +232,21 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
         if (!user || kind == INSN_FAR) {
             instrument_special(insn, kind, &operand);
         }
-        mem_cb callback = settings.touch_entries ? access_callback(user, effect_of(bytes, size))
+        mem_cb callback = settings.by_tlb ? NULL
+                          : settings.touch_entries ? access_callback(user, effect_of(bytes, size))
                           : user && !settings.watch_user_stores ? NULL
                           : kind == INSN_PLAIN ? store_callback(effect_of(bytes, size)) : on_own_store;
         if (callback) {
             qemu_plugin_register_vcpu_mem_cb(insn, callback, CB_NO_REGS, MEM_RW, pc);
         }
     }
+    if (shared || settings.by_tlb) {
+        qemu_locate_rip(vcpu);
+    }
     if (settings.touch_entries) {
         bool crosses = (next - 1) >> PAGE_SHIFT != start >> PAGE_SHIFT;
         uint64_t told = start;
         if (shared) {
-            qemu_locate_rip(vcpu);
             told = (uint32_t)(start - qemu_reg(vcpu, REG_RIP));
         }
         qemu_plugin_register_vcpu_tb_exec_cb(tb, block_callback(shared, user, crosses), CB_R_REGS, (void *)(uintptr_t)told);
@@ -270,7 +275,7 @@ static int refuse(const char *why)
     return 1;
 }
 
-/* Arguments: stream, control, ram: inherited descriptors; ram_bytes; linger, touch, drop_at_stores, max_tables, user_stores, drop. */
+/* Arguments: stream, control, ram: inherited descriptors; ram_bytes; linger, touch, drop_at_stores, max_tables, user_stores, drop, tlb. */
 __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
     extern int qemu_plugin_version;
@@ -285,6 +290,8 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
     settings.touch_entries = (unsigned)argument(argc, argv, "touch", 1024);
     settings.drop_at_stores = settings.touch_entries && argument(argc, argv, "drop_at_stores", 1);
     settings.watch_user_stores = argument(argc, argv, "user_stores", 0);
+    settings.try_tlb = settings.vcpus == 1 && argument(argc, argv, "tlb", 1);
+    settings.ram = (int)argument(argc, argv, "ram", -1);
     if (settings.vcpus > MAX_VCPUS || settings.touch_entries > MAX_TOUCH || (settings.touch_entries & (settings.touch_entries - 1))) {
         return refuse("bad number of vCPUs or of first-touch entries");
     }
@@ -295,7 +302,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
     if (!stream_open((int)argument(argc, argv, "stream", -1), (int)argument(argc, argv, "control", -1), argument(argc, argv, "drop", 0))) {
         return refuse("the control page cannot be mapped");
     }
-    if (!tables_open((int)argument(argc, argv, "ram", -1), (uint64_t)argument(argc, argv, "ram_bytes", 0),
+    if (!tables_open(settings.ram, (uint64_t)argument(argc, argv, "ram_bytes", 0),
                      (unsigned)argument(argc, argv, "linger", 64), (unsigned)argument(argc, argv, "max_tables", 1 << 20), settings.vcpus > 1)) {
         return refuse("guest RAM cannot be mapped");
     }
@@ -308,5 +315,6 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
     }
     stream_control()->api = (uint64_t)qemu_plugin_version;
     qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
+    qemu_plugin_register_flush_cb(id, tlb_forget_code);
     return 0;
 }

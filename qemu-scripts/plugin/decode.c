@@ -83,7 +83,7 @@ static enum insn_kind decode_group7(const uint8_t *bytes, size_t size, const str
         return INSN_MODE; /* lmsw */
     }
     if (bytes[0] >> 6 == 3) {
-        return bytes[0] == 0xda ? INSN_TASK : INSN_PLAIN; /* vmload */
+        return bytes[0] == 0xda ? INSN_TASK : bytes[0] == 0xdf ? INSN_MODE : INSN_PLAIN; /* vmload, invlpga */
     }
     if (reg == 2 || reg == 3) {
         return reg == 2 ? INSN_LGDT : INSN_LIDT;

@@ -101,3 +101,22 @@ enum effect effect_of(const uint8_t *bytes, size_t size)
         return opcode < 0x50 || (opcode >= 0x58 && opcode < 0x60) || opcode >> 4 == 0x7 || opcode >> 4 == 0xb ? EFFECT_LOADS : EFFECT_ANY;
     }
 }
+
+/* Whether an instruction that stores stores one byte. */
+bool stores_a_byte(const uint8_t *bytes, size_t size)
+{
+    size_t at = prefix_length(bytes, size);
+    uint8_t opcode = at < size ? bytes[at] : 0;
+
+    if (opcode == 0x0f) {
+        opcode = at + 1 < size ? bytes[at + 1] : 0;
+        return opcode >> 4 == 0x9 || opcode == 0xb0 || opcode == 0xc0; /* setcc, cmpxchg, xadd */
+    }
+    switch (opcode) {
+    case 0x6c: case 0x80: case 0x86: case 0x88: case 0xa2: case 0xa4: case 0xaa:   /* ins; xchg, mov, movs, stos */
+    case 0xc0: case 0xc6: case 0xd0: case 0xd2: case 0xf6: case 0xfe:
+        return true;
+    default:
+        return opcode < 0x40 && (opcode & 7) == 0; /* arithmetic */
+    }
+}

@@ -25,7 +25,7 @@ struct version {
 static void *(*get_cpu)(int index);
 static int (*internal_read)(void *cpu, GByteArray *to, int number);
 static const struct version *(*query_version)(void **error);
-static bool shares_blocks;
+static bool shares_blocks, is_7_2;
 static const void *(*insn_data_pointer)(const struct qemu_plugin_insn *insn);
 static size_t (*insn_data_copy)(const struct qemu_plugin_insn *insn, void *to, size_t most);
 static void (*physical_rw)(uint64_t gpa, void *data, uint64_t bytes, bool write);
@@ -55,6 +55,8 @@ __attribute__((constructor)) static void choose_version(void)
 /* Whether this QEMU exports what is needed. */
 bool qemu_open(void)
 {
+    const int64_t *version;
+
     FIND(get_cpu, "qemu_get_cpu");
     FIND(internal_read, "x86_cpu_gdb_read_register");
     FIND(query_version, "qmp_query_version");
@@ -72,7 +74,9 @@ bool qemu_open(void)
         !dlsym(RTLD_DEFAULT, "current_cpu")) {
         return false;
     }
-    shares_blocks = query_version(NULL)->triple[0] >= 8;
+    version = query_version(NULL)->triple;
+    shares_blocks = version[0] >= 8;
+    is_7_2 = version[0] == 7 && version[1] == 2;
     return true;
 }
 
@@ -117,6 +121,15 @@ static const uint64_t *find_rip(unsigned vcpu)
         }
     }
     return found;
+}
+
+/* The first vCPU's object and its size, for what is known of QEMU 7.2 alone; NULL in others. */
+void *qemu_7_2_vcpu(size_t *bytes)
+{
+    void *object = get_cpu(0);
+
+    *bytes = malloc_usable_size(object);
+    return is_7_2 ? object : NULL;
 }
 
 /* A segment register as QEMU keeps it; its flags are the upper half of the descriptor. */
@@ -167,6 +180,18 @@ uint32_t qemu_task(unsigned vcpu)
     const struct segment *task = tasks[vcpu];
 
     return task ? (task->selector & 0xffff) | (task->flags >> 11 & 1 ? TASK_32 : 0) : 0;
+}
+
+/*
+ * The linear address of an instruction of which QEMU 7.2 keeps the offset in its page, while it runs: rip is in that page then. The
+ * six segment registers, cs the second, lie before ldt, which lies before the task register.
+ */
+uint64_t qemu_7_2_pc(uint64_t offset)
+{
+    const struct segment *task = tasks[0];
+    uint64_t rip = (qemu_rip(0) & ~(uint64_t)(PAGE_BYTES - 1)) | offset;
+
+    return task && (task - 6)->base ? (uint32_t)((task - 6)->base + rip) : rip;
 }
 
 /*

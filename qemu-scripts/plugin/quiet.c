@@ -27,6 +27,7 @@ static void look_for_foreign(bool at_once)
     static uint64_t next_look;
     uint64_t before = nanoseconds(), found, took;
 
+    tlb_settle();
     if (!at_once && before < next_look) {
         return;
     }
@@ -52,6 +53,7 @@ static bool all_stand_still(int but)
 /* With the lock held: what is pending. A vCPU's own thread may ask for itself alone. */
 static void settle(int own)
 {
+    tlb_settle();
     for (unsigned i = 0; i < settings.vcpus; i++) {
         if ((own < 0 || (unsigned)own == i) && vcpus[i].known && vcpus[i].pending) {
             resolve(i);
@@ -67,6 +69,9 @@ static void on_stopped(void)
         notice_every_access();
         settle(qemu_translating_vcpu());
         look_for_foreign(true);
+        if (settings.by_tlb) {
+            tlb_forget_all(); /* gdb's watchpoints drop pages */
+        }
         stream_flush();
     }
     pthread_mutex_unlock(&lock);

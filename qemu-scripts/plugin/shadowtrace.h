@@ -10,6 +10,8 @@
  * vcpu.c       control registers, INVLPG, walks, the page-fault handler
  * touches.c    what has been touched
  * access.c     loads and stores, by callbacks
+ * tlb.c        the same without callbacks, where QEMU's TLB can be had
+ * takeover.c   where QEMU's TLB lies
  * blocks.c     fetches
  * quiet.c      moments at which the guest stands still
  * capture.c    instructions, life cycle
@@ -86,6 +88,7 @@ struct control {
     uint64_t by_kind[8];
     uint64_t every_access; /* set by the recorder: record each access, not first touches alone */
     uint64_t by_vcpu[MAX_VCPUS];
+    uint64_t by_tlb;       /* 1: loads and stores are told by QEMU's TLB, not by callbacks */
 };
 
 #define CONTROL_MAGIC 0x5368547230303031ull
@@ -107,6 +110,7 @@ bool tables_open(int ram_fd, uint64_t ram_bytes, unsigned linger, unsigned max_t
 bool tables_in_ram(uint64_t gpa, size_t bytes);
 void tables_read(uint64_t gpa, void *to, size_t bytes);
 bool tables_is_tracked(uint64_t gpa);
+bool tables_may_link(uint64_t gpa);
 struct table *tables_load_root(unsigned vcpu, uint64_t gfn, enum table_kind kind);
 void tables_unload_root(struct table *root);
 void tables_store(unsigned vcpu, uint64_t gpa, unsigned size, uint64_t pc);
@@ -136,6 +140,8 @@ bool qemu_shares_blocks(void);
 void qemu_locate_rip(unsigned vcpu);
 uint64_t qemu_running_pc(unsigned vcpu, uint64_t translated);
 int qemu_translating_vcpu(void);
+void *qemu_7_2_vcpu(size_t *bytes);
+uint64_t qemu_7_2_pc(uint64_t offset);
 void qemu_locate_task(unsigned vcpu);
 uint32_t qemu_task(unsigned vcpu);
 bool qemu_read_rom(uint64_t gpa, void *to, size_t bytes);
@@ -190,6 +196,7 @@ bool may_end_in_invlpg(const uint8_t *bytes, size_t size);
 enum effect { EFFECT_LOADS, EFFECT_STORES, EFFECT_ANY };
 
 enum effect effect_of(const uint8_t *bytes, size_t size);
+bool stores_a_byte(const uint8_t *bytes, size_t size);
 
 #pragma GCC visibility pop
 

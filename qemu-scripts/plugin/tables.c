@@ -62,6 +62,24 @@ bool tables_is_tracked(uint64_t gpa)
     return gfn < frames && by_frame[gfn] != NULL;
 }
 
+static bool has_children(enum table_kind kind)
+{
+    return kind != T64_L1 && kind != T32_L1;
+}
+
+/* Whether a store to a tracked page can make another page a table. */
+bool tables_may_link(uint64_t gpa)
+{
+    const struct table *table = by_frame[gpa >> PAGE_SHIFT];
+
+    for (unsigned kind = 0; table && kind < TABLE_KINDS; kind++) {
+        if (table->links[kind] && has_children(kind)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* A set of tables in 64 bits: a table may share its bit with others, then more is dropped than need be. */
 uint64_t table_bit(uint64_t gpa)
 {
@@ -111,11 +129,6 @@ static void retire(struct table *table)
     by_frame[table->gfn] = NULL;
     stream_control()->tables--;
     free(table);
-}
-
-static bool has_children(enum table_kind kind)
-{
-    return kind != T64_L1 && kind != T32_L1;
 }
 
 static unsigned entry_bytes(enum table_kind kind)

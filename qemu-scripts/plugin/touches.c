@@ -28,6 +28,11 @@ void hide_seen(struct vcpu *v)
 static void forget_seen(struct vcpu *v, enum touch kind, uint64_t tag)
 {
     uint64_t page = (tag - 1) >> 1;
+
+    if (settings.by_tlb && kind != TOUCH_FETCH) {
+        tlb_forget(kind, page << PAGE_SHIFT, (tag - 1) & 1);
+        return;
+    }
     uint64_t *entry = &own_seen(v)->page[(tag - 1) & 1][page & (SEEN_SLOTS - 1)][kind];
 
     if (*entry == page << PAGE_SHIFT) {
@@ -73,6 +78,9 @@ void note_stored_tables(uint64_t tables)
     for (unsigned i = 0; settings.drop_at_stores && i < settings.vcpus; i++) {
         atomic_fetch_or(&vcpus[i].stored_tables, tables);
         hide_seen(&vcpus[i]);
+        if (settings.by_tlb) {
+            drop_touches(&vcpus[i]); /* an access that hits in the TLB would not ask */
+        }
     }
 }
 
@@ -82,6 +90,9 @@ void outdate_store_caches(void)
     atomic_fetch_add(&tables_generation, 1);
     for (unsigned i = 0; i < settings.vcpus; i++) {
         hide_seen(&vcpus[i]);
+    }
+    if (settings.by_tlb) {
+        tlb_forget_all();
     }
 }
 
@@ -108,7 +119,8 @@ void forget_touch(struct vcpu *v, uint64_t page)
     }
 }
 
-RARE void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag)
+/* With the lock held: an access that is a touch. */
+void note_touch(unsigned vcpu, enum touch kind, uint64_t va, bool user)
 {
     struct vcpu *v = &vcpus[vcpu];
     unsigned slot = (va >> PAGE_SHIFT) & (settings.touch_entries - 1);
@@ -116,19 +128,29 @@ RARE void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uin
     uint16_t flags = (uint16_t)(kind_flags[kind] | (user ? ACCESS_USER : 0));
     struct record event = {.kind = REC_ACCESS, .vcpu = (uint8_t)vcpu, .flags = flags, .addr = va};
 
+    stream_event(&event, NULL, 0);
+    v->store_touch = kind == TOUCH_STORE ? va : NO_VA;
+    if (v->touched[kind][slot]) {
+        forget_seen(v, kind, v->touched[kind][slot]);
+    }
+    v->touched[kind][slot] = settings.every_access ? 0 : touch_tag(va, user);
+    v->through[kind][slot] = 0;
+    if (settings.drop_at_stores) {
+        translate(v, va, &v->through[kind][slot]);
+        for (uint64_t bits = v->through[kind][slot]; bits; bits &= bits - 1) {
+            v->slots[kind][(unsigned)__builtin_ctzll(bits) * slot_words() + slot / 64] |= 1ull << slot % 64;
+        }
+    }
+}
+
+RARE void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user)
+{
     pthread_mutex_lock(&lock);
     if (!closed) {
-        stream_event(&event, NULL, 0);
-        v->store_touch = kind == TOUCH_STORE ? va : NO_VA;
-        forget_seen(v, kind, v->touched[kind][slot]);
-        v->touched[kind][slot] = settings.every_access ? 0 : tag;
-        v->through[kind][slot] = 0;
-        if (settings.drop_at_stores) {
-            translate(v, va, &v->through[kind][slot]);
-            for (uint64_t bits = v->through[kind][slot]; bits; bits &= bits - 1) {
-                v->slots[kind][(unsigned)__builtin_ctzll(bits) * slot_words() + slot / 64] |= 1ull << slot % 64;
-            }
+        if (kind == TOUCH_FETCH) {
+            tlb_settle();
         }
+        note_touch(vcpu, kind, va, user);
     }
     pthread_mutex_unlock(&lock);
 }
@@ -146,7 +168,7 @@ RARE void drop_touches(struct vcpu *v)
                 /* A slot may have been taken by another page since. */
                 for (uint64_t left = slots[i]; left; left &= left - 1) {
                     unsigned slot = i * 64 + (unsigned)__builtin_ctzll(left);
-                    if (v->through[kind][slot] & stored) {
+                    if (v->touched[kind][slot] && v->through[kind][slot] & stored) {
                         forget_seen(v, kind, v->touched[kind][slot]);
                         v->touched[kind][slot] = 0;
                     }
@@ -164,6 +186,9 @@ void notice_every_access(void)
         settings.every_access = true;
         for (unsigned i = 0; i < settings.vcpus; i++) {
             drop_caches(&vcpus[i]);
+            if (settings.by_tlb) {
+                tlb_forget_all();
+            }
         }
     }
 }

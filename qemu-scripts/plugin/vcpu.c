@@ -9,7 +9,7 @@
 struct vcpu vcpus[MAX_VCPUS];
 
 /* Memory as the guest sees it, ROM included; zeros elsewhere. */
-static void read_physical(uint64_t gpa, void *to, size_t bytes)
+void read_physical(uint64_t gpa, void *to, size_t bytes)
 {
     if (tables_in_ram(gpa, bytes) || !qemu_read_rom(gpa, to, bytes)) {
         tables_read(gpa, to, bytes);
@@ -87,18 +87,30 @@ void look_up_handler(struct vcpu *v)
     }
 }
 
-/* Whether a page holds some vCPU's gate 14; with the store done, their handlers are looked up again. */
-bool stored_to_gate(uint64_t gpa)
+static bool is_gate_s(const struct vcpu *v, uint64_t gpa)
 {
-    bool found = false;
+    return v->gate_gpa && v->gate_gpa >> PAGE_SHIFT == gpa >> PAGE_SHIFT;
+}
 
+/* Whether a page holds some vCPU's gate 14. */
+bool holds_gate(uint64_t gpa)
+{
     for (unsigned i = 0; i < settings.vcpus; i++) {
-        if (vcpus[i].gate_gpa && vcpus[i].gate_gpa >> PAGE_SHIFT == gpa >> PAGE_SHIFT) {
-            look_up_handler(&vcpus[i]);
-            found = true;
+        if (is_gate_s(&vcpus[i], gpa)) {
+            return true;
         }
     }
-    return found;
+    return false;
+}
+
+/* With a store to such a page done: look these handlers up again. */
+void stored_to_gate(uint64_t gpa)
+{
+    for (unsigned i = 0; i < settings.vcpus; i++) {
+        if (is_gate_s(&vcpus[i], gpa)) {
+            look_up_handler(&vcpus[i]);
+        }
+    }
 }
 
 /* At the fault handler's first instruction: the access that faulted, from cr2 and the error code on top of the stack. */
@@ -255,9 +267,10 @@ static void record_invlpg(unsigned vcpu)
 }
 
 /* What an instruction is about to do can be read when it is done; until then every store takes the slow path. */
-void set_pending(unsigned vcpu, unsigned what)
+void set_pending(unsigned vcpu, unsigned what, uint64_t pc)
 {
     vcpus[vcpu].pending |= what;
+    vcpus[vcpu].pending_pc = pc;
     vcpus[vcpu].generation = 0;
     hide_seen(&vcpus[vcpu]);
 }
@@ -296,6 +309,7 @@ void resolve(unsigned vcpu)
     uint64_t cr0, cr3, cr4, efer;
     bool mode, load;
 
+    tlb_settle();
     v->pending = 0;
     if (pending & PENDING_INVLPG) {
         record_invlpg(vcpu);
@@ -327,12 +341,16 @@ void resolve(unsigned vcpu)
         record_cr3(vcpu, cr3);
     }
     drop_caches(v);
+    if (settings.by_tlb && !(pending & PENDING_CR3 && v->cr0 & CR0_PG && !mode)) {
+        tlb_forget_all(); /* where QEMU itself has not done it just before */
+    }
     look_up_handler(v);
 }
 
 /* A task gate that an exception goes through loads cr3 with nothing to see: look before a store to a table is recorded. */
 void notice_task_switch(unsigned vcpu)
 {
+    tlb_settle();
     if (qemu_reg(vcpu, REG_CR3) != vcpus[vcpu].cr3 || switched_tasks(vcpu)) {
         vcpus[vcpu].pending |= PENDING_MODE;
         resolve(vcpu);
@@ -344,28 +362,24 @@ void on_table_register(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, v
 {
     struct vcpu *v = &vcpus[vcpu];
     unsigned shift = qemu_plugin_mem_size_shift(info);
-    struct qemu_plugin_hwaddr *address = shift >= 2 ? qemu_plugin_get_hwaddr(info, va) : NULL;
+    uint64_t through = 0, base;
 
-    if (address && !qemu_plugin_hwaddr_is_io(address)) {
-        uint64_t gpa = qemu_plugin_hwaddr_phys_addr(address), through = 0;
-        pthread_mutex_lock(&lock);
-        if (!tables_in_ram(gpa, 1u << shift)) {
-            /* QEMU's address of ROM is no address of the guest's. */
-            if (v->pending && !closed) {
-                resolve(vcpu);
-            }
-            gpa = translate(v, va, &through);
-        }
-        uint64_t base = physical_entry(gpa, 1u << shift);
-        if (data) {
-            v->gdt_va = base;
-        } else {
-            v->idt_va = base;
-            v->idt_known = true;
-            look_up_handler(v);
-            /* The gate's page may stand in some vCPU's cache of pages to which stores do not matter. */
-            outdate_store_caches();
-        }
-        pthread_mutex_unlock(&lock);
+    if (shift < 2) {
+        return;
     }
+    pthread_mutex_lock(&lock);
+    if (v->pending && !closed) {
+        resolve(vcpu);
+    }
+    base = physical_entry(translate(v, va, &through), 1u << shift);
+    if (data) {
+        v->gdt_va = base;
+    } else {
+        v->idt_va = base;
+        v->idt_known = true;
+        look_up_handler(v);
+        /* The gate's page may stand in some vCPU's cache of pages to which stores do not matter. */
+        outdate_store_caches();
+    }
+    pthread_mutex_unlock(&lock);
 }

@@ -4,6 +4,8 @@
  * vcpu.c       control registers, INVLPG, walks, the page-fault handler
  * touches.c    what has been touched
  * access.c     loads and stores, by callbacks
+ * tlb.c        the same without callbacks, where QEMU's TLB can be had
+ * takeover.c   where QEMU's TLB lies
  * blocks.c     fetches
  * quiet.c      moments at which the guest stands still
  * capture.c    instructions, life cycle
@@ -49,6 +51,7 @@ struct vcpu {
     uint64_t *touched[TOUCH_KINDS]; /* virtual page << 1 | user, + 1 */
     uint64_t generation;      /* of the tables when the cache was empty; 0 while something is pending: no store goes by unseen */
     unsigned pending;
+    uint64_t pending_pc;      /* the instruction that is pending, or NO_VA */
     uint64_t store_cache[STORE_CACHE]; /* virtual page + 1 that is known not to be a table */
     uint64_t cache_generation;
     uint64_t *through[TOUCH_KINDS]; /* for each touch, the set of tables that its translation went through: table_bit()s */
@@ -70,6 +73,8 @@ struct vcpu {
 struct settings {
     unsigned vcpus, touch_entries;
     bool drop_at_stores, watch_user_stores;
+    bool try_tlb, by_tlb; /* loads and stores are told by QEMU's TLB, not by callbacks */
+    int ram;              /* the file's descriptor */
     bool every_access; /* what control->every_access said when the guest last stood still */
     const volatile struct control *control;
 };
@@ -84,11 +89,13 @@ extern bool closed;
 
 void resolve(unsigned vcpu);
 void notice_task_switch(unsigned vcpu);
-void set_pending(unsigned vcpu, unsigned what);
+void set_pending(unsigned vcpu, unsigned what, uint64_t pc);
 bool follows_invlpg(const struct vcpu *v, uint64_t va);
+void read_physical(uint64_t gpa, void *to, size_t bytes);
 uint64_t translate(const struct vcpu *v, uint64_t va, uint64_t *through);
 void look_up_handler(struct vcpu *v);
-bool stored_to_gate(uint64_t gpa);
+bool holds_gate(uint64_t gpa);
+void stored_to_gate(uint64_t gpa);
 void record_fault(unsigned vcpu);
 void on_table_register(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *data);
 
@@ -101,7 +108,8 @@ void catch_up(struct vcpu *v);
 void note_stored_tables(uint64_t tables);
 void drop_caches(struct vcpu *v);
 void forget_touch(struct vcpu *v, uint64_t page);
-void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user, uint64_t tag);
+void note_touch(unsigned vcpu, enum touch kind, uint64_t va, bool user);
+void touch_slow(unsigned vcpu, enum touch kind, uint64_t va, bool user);
 void drop_touches(struct vcpu *v);
 void notice_every_access(void);
 
@@ -109,6 +117,7 @@ void notice_every_access(void);
 
 void access_open(void);
 void remember(struct vcpu *v, enum touch kind, uint64_t va, bool user);
+void tell_table_store(unsigned vcpu, uint64_t gpa, uint64_t va, bool user);
 void on_own_store(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t va, void *pc);
 mem_cb store_callback(enum effect effect);
 mem_cb access_callback(bool user, enum effect effect);
@@ -117,6 +126,14 @@ mem_cb access_callback(bool user, enum effect effect);
 
 void between_blocks(unsigned vcpu, uint64_t va, bool user);
 exec_cb block_callback(bool shared, bool user, bool crosses);
+
+/* ---- tlb.c ---- */
+
+bool tlb_open(int ram_fd, uint64_t running);
+void tlb_settle(void);
+void tlb_forget(enum touch kind, uint64_t va, bool user);
+void tlb_forget_all(void);
+void tlb_forget_code(qemu_plugin_id_t id);
 
 /* ---- quiet.c ---- */
 
@@ -152,7 +169,7 @@ static inline void touch(unsigned vcpu, enum touch kind, uint64_t va, bool user)
         drop_touches(v);
     }
     if (untouched(v, kind, va, user)) {
-        touch_slow(vcpu, kind, va, user, touch_tag(va, user));
+        touch_slow(vcpu, kind, va, user);
     }
 }
 

@@ -11,6 +11,7 @@ import pytest
 from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind
 from db.trace import TraceReader
 from tests.tracer.touches import first_touches
+from tracer.qemu import Capture
 from tracer.record import record
 from tracer.request import Outcome, Request
 
@@ -41,11 +42,16 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["tlb", "callbacks"])
+def capture(request: pytest.FixtureRequest) -> Capture:
+    return Capture(callbacks=request.param)
+
+
 @pytest.fixture(scope="module")
-def walked(name: str, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Event], Outcome]:
+def walked(name: str, capture: Capture, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Event], Outcome]:
     """What a guest does, what was recorded of it, how that ended."""
     trace = tmp_path_factory.mktemp("walk") / "walk.db"
-    outcome = record(Request(trace, arguments=arguments(shared / "guests", name), version="test"))
+    outcome = record(Request(trace, arguments=arguments(shared / "guests", name), capture=capture, version="test"))
     expected = [json.loads(line) for line in (shared / "guests" / name / "events.jsonl").read_text().splitlines()]
     with TraceReader(trace) as opened:
         return expected, list(opened.events()), outcome

@@ -133,19 +133,27 @@ def recorded_long(folder: Path, program: str | None = None, vcpus: int = 1, **ca
     return Run(*recorded("long", folder, "-m", "16M", "-smp", str(vcpus), program=program, capture=Capture(**capture)))
 
 
-@pytest.fixture(scope="module", params=["1-touches", "1-tables only", "2-touches", "2-tables only"])
-def how(request: pytest.FixtureRequest) -> tuple[int, bool]:
-    """On how many vCPUs it is recorded, and whether with touches. With two QEMU makes locked instructions in another way."""
-    vcpus, what = request.param.split("-")
-    return int(vcpus), what == "touches"
+@pytest.fixture(
+    scope="module", params=["1 tlb touches", "1 tlb tables", "1 callbacks touches", "1 callbacks tables", "2 touches", "2 tables"]
+)
+def how(request: pytest.FixtureRequest) -> tuple[int, dict[str, Any]]:
+    """On how many vCPUs it is recorded, and how. With two QEMU makes locked instructions in another way."""
+    vcpus, *words = request.param.split()
+    tables = {} if "touches" in words else {"touch_entries": 0, "user_stores": True}
+    return int(vcpus), {**tables, "callbacks": "callbacks" in words}
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["stock QEMU", "QEMU of backports"])
-def run(request: pytest.FixtureRequest, how: tuple[int, bool], qemu_of_backports: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(
+    request: pytest.FixtureRequest, how: tuple[int, dict[str, Any]], qemu_of_backports: str, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     """The guest on a QEMU; the second vCPU sleeps."""
-    vcpus, touches = how
-    capture = {} if touches else {"touch_entries": 0, "user_stores": True}
-    return recorded_long(tmp_path_factory.mktemp("long"), None if request.param else qemu_of_backports, vcpus, **capture)
+    vcpus, capture = how
+    done = recorded_long(tmp_path_factory.mktemp("long"), None if request.param else qemu_of_backports, vcpus, **capture)
+    with TraceReader(done.trace) as opened:
+        by_tlb = request.param and vcpus == 1 and not capture["callbacks"]
+        assert opened.recording["told_by"] == ("tlb" if by_tlb else "callbacks")
+    return done
 
 
 def test_every_store_is_recorded_and_no_other(run: Run) -> None:
@@ -183,18 +191,20 @@ def test_the_tables_at_the_end_are_the_guest_s_and_the_trace_is_verified(run: Ru
         assert [finding.check.name for finding in verify(opened) if finding.failures] == []
 
 
-def test_stores_of_user_code_are_seen_only_where_that_is_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("callbacks", [False, True])
+def test_stores_of_user_code_are_seen_only_where_that_is_asked_for(callbacks: bool, tmp_path: Path) -> None:
     """Without touches; what they left is found when the guest stands still, by words, as nobody's."""
-    run = recorded_long(tmp_path, touch_entries=0)
+    run = recorded_long(tmp_path, touch_entries=0, callbacks=callbacks)
     assert_stores(stores(run.trace), [line for line in lines("long") if not line.kind.startswith("ring 3")])
     left = [Store(0x30400, 8, 0x71060), Store(0x30408, 8, 0x72060), Store(0x30410, 8, 0x71060), Store(0x30420, 8, 0x106000)]
     assert stores(run.trace, Seen.FOREIGN) == left
     assert len([line for line in lines("long") if line.kind.startswith("ring 3")]) == len(left)
 
 
-@pytest.mark.parametrize("stock", [True, False], ids=["stock QEMU", "QEMU of backports"])
-def test_every_store_of_wider_registers_is_recorded(stock: bool, qemu_of_backports: str, tmp_path: Path) -> None:
-    trace, outcome = recorded("wide", tmp_path, "-m", "16M", "-cpu", "max", program=None if stock else qemu_of_backports)
+@pytest.mark.parametrize(("stock", "callbacks"), [(True, False), (True, True), (False, True)])
+def test_every_store_of_wider_registers_is_recorded(stock: bool, callbacks: bool, qemu_of_backports: str, tmp_path: Path) -> None:
+    program, capture = None if stock else qemu_of_backports, Capture(callbacks=callbacks)
+    trace, outcome = recorded("wide", tmp_path, "-m", "16M", "-cpu", "max", program=program, capture=capture)
     assert_stores(stores(trace), list(lines("wide")))
     verdict = outcome.verdict
     assert verdict is not None

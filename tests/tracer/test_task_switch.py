@@ -35,11 +35,13 @@ EXPECTED = [
 ]
 
 
-@pytest.mark.parametrize("stock", [True, False], ids=["stock QEMU", "QEMU of backports"])
+@pytest.mark.parametrize(("stock", "callbacks"), [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize("touch_entries", [1024, 0])
-def test_every_task_switch_is_a_load_and_nothing_else_is(touch_entries: int, stock: bool, qemu_of_backports: str, tmp_path: Path) -> None:
-    program = None if stock else qemu_of_backports
-    trace, outcome = recorded("switch", tmp_path, program=program, capture=Capture(touch_entries=touch_entries))
+def test_every_task_switch_is_a_load_and_nothing_else_is(
+    touch_entries: int, stock: bool, callbacks: bool, qemu_of_backports: str, tmp_path: Path
+) -> None:
+    program, capture = None if stock else qemu_of_backports, Capture(touch_entries=touch_entries, callbacks=callbacks)
+    trace, outcome = recorded("switch", tmp_path, program=program, capture=capture)
     assert (outcome.ended, outcome.lost) == ("exit" if stock else "poweroff", 0)
     with TraceReader(trace) as opened:
         events = opened.events((Kind.CR3, Kind.INVLPG))

@@ -24,10 +24,11 @@ AFTER_LOAD = [(0x100400, 0), (0x400500, 0)]
 
 
 @pytest.mark.boot
+@pytest.mark.parametrize("callbacks", [False, True])
 @pytest.mark.parametrize("drop_at_stores", [True, False])
-def test_first_touches_of_a_guest_that_does_everything_about_them(drop_at_stores: bool, tmp_path: Path) -> None:
+def test_first_touches_of_a_guest_that_does_everything_about_them(drop_at_stores: bool, callbacks: bool, tmp_path: Path) -> None:
     """A touch that went through a table is one again once that table was stored to, unless touches are kept at stores."""
-    trace, outcome = recorded("touch", tmp_path, capture=Capture(drop_at_stores=drop_at_stores))
+    trace, outcome = recorded("touch", tmp_path, capture=Capture(drop_at_stores=drop_at_stores, callbacks=callbacks))
     assert (outcome.ended, outcome.lost) == ("exit", 0)
     with TraceReader(trace) as opened:
         events = list(opened.events())
