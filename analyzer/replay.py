@@ -18,7 +18,7 @@ from analyzer.mmu import Mmu
 from analyzer.model import Parameters
 from analyzer.model import parameters as model_parameters
 from analyzer.outcome import Outcome, outcome
-from analyzer.recorded import story
+from analyzer.recorded import Passed, story
 from analyzer.saving import Costs, saved
 from db import kvmmmu
 from db.columns import Columns, batches
@@ -99,8 +99,10 @@ def replay(
     return mmu
 
 
-def replay_fast(trace: TraceReader, parameters: Parameters, progress: Callable[[int], None] | None = None) -> Kernel:
-    """``replay`` on the fast core: the same errors, the same outcome."""
+def replay_fast(
+    trace: TraceReader, parameters: Parameters, progress: Callable[[int], None] | None = None, passed: Passed | None = None
+) -> Kernel:
+    """``replay`` on the fast core: the same errors, the same outcome. ``passed`` takes what a story needs, where one will be told."""
     from analyzer.kernel import Kernel
 
     with _usage_errors():
@@ -109,6 +111,8 @@ def replay_fast(trace: TraceReader, parameters: Parameters, progress: Callable[[
     for columns in batches(trace):
         refuse(trace, columns, done, parameters.strict)
         kernel.feed(columns)
+        if passed is not None:
+            passed.take(columns)
         done += len(columns.kind)
         if progress is not None:
             progress(done)
@@ -184,12 +188,14 @@ def run(
         raise UsageError(f"{trace.path} holds what a live KVM did, not events that could be replayed", "shadowtrace report shows it")
     chosen, why = choose_core(core, bool(audit_every))
     start = time.perf_counter()
+    passed = None
     if chosen == "fast":
-        end = replay_fast(trace, parameters, progress).outcome()
+        passed = Passed(trace)
+        end = replay_fast(trace, parameters, progress, passed).outcome()
     else:
         end = outcome(replay(trace, parameters, progress, audit_every))
     seconds = time.perf_counter() - start
-    return Run(model, parameters.as_dict(), version, chosen, end.counters.events_total, seconds, facts(end, story(trace)), why), end
+    return Run(model, parameters.as_dict(), version, chosen, end.counters.events_total, seconds, facts(end, story(trace, passed)), why), end
 
 
 def without_cache(parameters: Parameters) -> Parameters:

@@ -11,9 +11,10 @@ learnt. Loads of a root that is loaded already are one stay.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from analyzer.story import place
 from db.event import Kind
@@ -67,12 +68,13 @@ class _Loaded:
 class History:
     """Every address space of a trace, and every stay of each, in the order in which they end."""
 
-    def __init__(self, trace: TraceReader) -> None:
+    def __init__(self, trace: TraceReader, rows: Iterable[tuple[Any, ...]] | None = None) -> None:
+        """``rows`` are those of ``ROOTS``, where they have been read already."""
         self.stays: list[Stay] = []
         self._generations: dict[int, list[Space]] = {}
         self._firsts: dict[int, list[int]] = {}
         self._loaded: dict[int, _Loaded] = {}
-        self._read(trace)
+        self._read(trace, ROOTS.rows(trace) if rows is None else rows)
 
     @property
     def spaces(self) -> list[Space]:
@@ -89,11 +91,11 @@ class History:
         at = bisect_right(self._firsts.get(root, ()), seq)
         return self._generations[root][at - 1] if at else None
 
-    def _read(self, trace: TraceReader) -> None:
+    def _read(self, trace: TraceReader, rows: Iterable[tuple[Any, ...]]) -> None:
         names = sorted(trace.rows("address_space"), key=lambda row: (row["seq"], row["id"]), reverse=True)
         fresh: dict[int, int] = {}
         pointers: dict[int, tuple[int, ...]] = {}
-        for seq, kind, vcpu, root, *four in ROOTS.rows(trace):
+        for seq, kind, vcpu, root, *four in rows:
             while names and names[-1]["seq"] < seq:
                 self._name(fresh, **names.pop())
             if kind == Kind.PAGE:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from db.event import MAX_GPA, MAX_VCPUS, MOST_FLAGS, WRITE_SIZE, Kind, is_content
+from db.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, MOST_FLAGS, WRITE_SIZE, Kind, is_content
 from db.trace import TraceReader
+from x86.paging import BASE64, BASE_PDPT
 
 Ints = NDArray[np.int64]
 
@@ -43,6 +44,7 @@ _SHORTEST = 9
 class Columns:
     """Events in columns, in order; 64-bit numbers in two's complement, as the file holds them."""
 
+    seq: Ints
     kind: NDArray[np.uint8]
     vcpu: NDArray[np.uint8]
     flags: NDArray[np.uint8]
@@ -81,6 +83,20 @@ def batches(trace: TraceReader) -> Iterator[Columns]:
         last = int(seq[-1])
 
 
+def root_rows(columns: Columns) -> Iterator[tuple[Any, ...]]:
+    """The rows of ``db.queries.ROOTS`` that lie in a batch."""
+    loads = columns.kind == Kind.CR3
+    with_pdptes = loads & (columns.flags & CR3_HAS_PDPTES != 0)
+    places = np.flatnonzero(loads | (columns.kind == Kind.PAGE))
+    roots = columns.addr[places] & np.where(with_pdptes[places], BASE_PDPT, BASE64)
+    rows = np.where(loads[places], columns.value[places], -1).tolist()
+    none = [None] * 4
+    for seq, kind, vcpu, root, row in zip(
+        *(c[places].tolist() for c in (columns.seq, columns.kind, columns.vcpu)), roots.tolist(), rows, strict=True
+    ):
+        yield seq, kind, vcpu, root, *(none if row < 0 else columns.pdptes[row].tolist())
+
+
 def _known_shape(rows: Ints, last: int) -> NDArray[np.bool_]:
     """Which rows ``TraceReader.events`` would take, as far as they themselves say; ``last`` is the seq before them."""
     seq, kind, vcpu, flags, addr, _ = rows
@@ -101,6 +117,7 @@ def _known_shape(rows: Ints, last: int) -> NDArray[np.bool_]:
 def _columns(rows: Ints, sides: dict[Kind, tuple[Ints, Any]]) -> Columns:
     offsets, packed = sides[Kind.PAGE][1]
     return Columns(
+        rows[0].copy(),
         rows[1].astype(np.uint8),
         rows[2].astype(np.uint8),
         (rows[3] & 0xFF).astype(np.uint8),

@@ -58,6 +58,7 @@ def columns(events: list[Step], vcpus: int) -> Columns:
             rows.append((Kind.INVLPG, vcpu, 0, arguments[1], 0))
     table = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], [], []]
     return Columns(
+        np.arange(1, len(table[0]) + 1),
         np.array(table[0], np.uint8),
         np.array(table[1], np.uint8),
         np.array(table[2], np.uint8),

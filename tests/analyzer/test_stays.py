@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from analyzer.recorded import story
+import pytest
+
+from analyzer.recorded import Passed, story
 from analyzer.stays import History
+from db.columns import batches
 from db.event import CR3_HAS_PDPTES, Event, Kind
 from db.trace import TraceReader
 from db.writer import TraceWriter
+from tests.conftest import Boot
 from x86.paging import PAGE_BYTES
 
 
@@ -20,7 +25,7 @@ def content(gfn: int) -> Event:
     return Event(Kind.PAGE, addr=gfn << 12, extra=b"")
 
 
-def written(path: Path, events: list[Event], *names: tuple[int, int, str]) -> Path:
+def written(path: Path, events: list[Event], *names: tuple[int, int, str], marks: Sequence[int] = ()) -> Path:
     """A trace of these events; each name is the event after which it was learnt, the root (its frame, or its address) and the program."""
     with TraceWriter(path) as writer:
         writer.describe(source="record", guest="g", title="t", vcpus=2, ram_bytes=1 << 24, version="test", touch="none", linger=64)
@@ -28,13 +33,43 @@ def written(path: Path, events: list[Event], *names: tuple[int, int, str]) -> Pa
         for number, (seq, gfn, comm) in enumerate(names, 1):
             root = gfn if gfn >= PAGE_BYTES else gfn * PAGE_BYTES
             writer.add("address_space", id=number, seq=seq, root_gfn=root // PAGE_BYTES, root=root, pid=number, comm=comm)
+        for number, seq in enumerate(marks, 1):
+            writer.add("mark", id=number, seq=seq, name=f"m{number}", vcpu=0)
         writer.seal("poweroff", "the guest powered off")
     return path
 
 
+def passed(trace: TraceReader) -> Passed:
+    gathered = Passed(trace)
+    for columns in batches(trace):
+        gathered.take(columns)
+    return gathered
+
+
 def spaces(path: Path) -> list[tuple[int, int, int, str | None, int, int]]:
     with TraceReader(path) as trace:
+        assert History(trace).spaces == History(trace, passed(trace).roots).spaces
         return [(s.root >> 12, s.generation, s.first, s.comm, s.loads, s.resident) for s in History(trace).spaces]
+
+
+@pytest.mark.parametrize("marks", [[], [0], [2, 2, 5], [1, 3, 4, 6, 7]])
+def test_a_story_gathered_from_columns_is_the_one_that_the_file_tells(marks: list[int], tmp_path: Path) -> None:
+    access, pointers = Event(Kind.ACCESS, addr=0x1000), (1, 0x2001, 0, 0)
+    events = [access, content(1), load(1), access, Event(Kind.CR3, flags=CR3_HAS_PDPTES, addr=0x1020, extra=pointers), access, access]
+    path = written(tmp_path / "t.db", events, (4, 1, "sh"), marks=marks)
+    with TraceReader(path) as once, TraceReader(path) as again:
+        told = story(once, passed(once))
+        assert told == story(again)
+        assert len(told.roots) == 2
+
+
+@pytest.mark.boot
+def test_a_boot_s_story_gathered_from_columns_is_the_one_that_the_file_tells(boot: Boot) -> None:
+    with TraceReader(boot.trace) as once, TraceReader(boot.trace) as again:
+        told = story(once, passed(once))
+        assert told == story(again)
+        assert len(told.roots) > 100
+        assert sum(mark.accesses for mark in told.marks) > 100_000
 
 
 def test_a_frame_recorded_anew_while_it_is_not_loaded_is_another_space(tmp_path: Path) -> None:
