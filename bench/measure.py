@@ -16,6 +16,9 @@ from pathlib import Path
 PROGRAM = Path(sys.executable).with_name("shadowtrace")
 _WAITER = Path(__file__).with_name("waiter.py")
 
+#: Python keeps the modules it compiles, as an installation does that compiles all of them at once.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
 _SIDES = ("mode_registers", "pdptes", "content", "store_origin")
 
 
@@ -34,7 +37,7 @@ def cost(*arguments: str | Path) -> Cost:
     figures, write_end = os.pipe()
     command = [sys.executable, "-S", "-E", str(_WAITER), str(write_end), *map(str, arguments)]
     with os.fdopen(figures) as told:
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, pass_fds=(write_end,), check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, pass_fds=(write_end,), check=True, env=_ENVIRONMENT)
         os.close(write_end)
         wall, cpu, peak_kib = map(float, told.read().split())
     return Cost(wall, cpu, peak_kib / 1024, done.stdout)
