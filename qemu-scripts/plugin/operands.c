@@ -106,13 +106,24 @@ enum effect effect_of(const uint8_t *bytes, size_t size)
 bool stores_a_byte(const uint8_t *bytes, size_t size)
 {
     size_t at = prefix_length(bytes, size);
-    uint8_t opcode = at < size ? bytes[at] : 0;
+    uint8_t opcode, next, third;
 
-    if (opcode == 0x0f) {
-        opcode = at + 1 < size ? bytes[at + 1] : 0;
-        return opcode >> 4 == 0x9 || opcode == 0xb0 || opcode == 0xc0; /* setcc, cmpxchg, xadd */
+    if (at + 3 > size) {
+        return false;
     }
+    opcode = bytes[at];
+    next = bytes[at + 1];
+    third = bytes[at + 2];
     switch (opcode) {
+    case 0x0f:
+        return next >> 4 == 0x9 || next == 0xb0 || next == 0xc0 || next == 0xf7 || /* setcc, cmpxchg, xadd, maskmovq and maskmovdqu */
+               (next == 0x3a && third == 0x14);                                    /* pextrb */
+    case 0xc4: /* vpextrb; vmaskmovdqu */
+        return at + 3 < size && ((next & 0x1f) == 3 ? bytes[at + 3] == 0x14 : bytes[at + 3] == 0xf7);
+    case 0xc5:
+        return third == 0xf7;
+    case 0xdf:
+        return (next >> 3 & 7) == 6; /* fbstp */
     case 0x6c: case 0x80: case 0x86: case 0x88: case 0xa2: case 0xa4: case 0xaa:   /* ins; xchg, mov, movs, stos */
     case 0xc0: case 0xc6: case 0xd0: case 0xd2: case 0xf6: case 0xfe:
         return true;

@@ -183,15 +183,15 @@ uint32_t qemu_task(unsigned vcpu)
 }
 
 /*
- * The linear address of an instruction of which QEMU 7.2 keeps the offset in its page, while it runs: rip is in that page then. The
- * six segment registers, cs the second, lie before ldt, which lies before the task register.
+ * Where rip points while code runs: QEMU 7.2 keeps it in the page of the instruction. The six segment registers, cs the second, lie
+ * before ldt, which lies before the task register.
  */
-uint64_t qemu_7_2_pc(uint64_t offset)
+uint64_t qemu_7_2_linear_rip(void)
 {
     const struct segment *task = tasks[0];
-    uint64_t rip = (qemu_rip(0) & ~(uint64_t)(PAGE_BYTES - 1)) | offset;
+    uint64_t rip = qemu_rip(0), base = task ? (task - 6)->base : 0;
 
-    return task && (task - 6)->base ? (uint32_t)((task - 6)->base + rip) : rip;
+    return base ? (uint32_t)(base + rip) : rip;
 }
 
 /*

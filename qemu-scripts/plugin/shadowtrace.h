@@ -141,7 +141,7 @@ void qemu_locate_rip(unsigned vcpu);
 uint64_t qemu_running_pc(unsigned vcpu, uint64_t translated);
 int qemu_translating_vcpu(void);
 void *qemu_7_2_vcpu(size_t *bytes);
-uint64_t qemu_7_2_pc(uint64_t offset);
+uint64_t qemu_7_2_linear_rip(void);
 void qemu_locate_task(unsigned vcpu);
 uint32_t qemu_task(unsigned vcpu);
 bool qemu_read_rom(uint64_t gpa, void *to, size_t bytes);

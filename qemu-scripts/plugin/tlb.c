@@ -18,9 +18,12 @@
 static struct begun {
     uint64_t gpa, va, pc;
     unsigned size;
-    bool user, touches;
+    bool user;
 } begun[2];
 static unsigned begun_count;
+
+/* Larger ones QEMU makes of several. */
+#define LARGEST_STORE 8u
 
 /* Which instruction lies behind a place in compiled code: finding out takes longer than a store. */
 #define ORIGINS 4093u
@@ -30,15 +33,16 @@ static struct origin {
 } origins[ORIGINS];
 
 /*
- * The last access that may be made in parts, each of which asks: QEMU stores byte by byte what crosses pages, and what is not
- * aligned where anything is to be looked at.
+ * The last access that may be made in parts, each of which asks. QEMU stores byte by byte, upwards, what crosses pages, and what is
+ * not aligned where anything is to be looked at; such a load it makes of the two aligned ones that it lies in.
  */
 static struct whole {
     uintptr_t from;
     int access;
     uint64_t va;
     unsigned size;
-    unsigned bytes_left; /* of a store's second part, if that is what it is */
+    uint64_t next_byte;    /* no part of a store lies before it */
+    unsigned halves_asked; /* of a load: a bit each */
 } whole;
 
 /* Where in RAM the page of an entry lies; UINT64_MAX: not there. */
@@ -133,7 +137,7 @@ static void tell_touch(enum touch kind, uint64_t va, bool user)
 
 static void tell_store(const struct begun *store)
 {
-    if (store->touches) {
+    if (settings.touch_entries) {
         tell_touch(TOUCH_STORE, store->va, store->user);
     }
     if (tables_is_tracked(store->gpa)) {
@@ -159,17 +163,19 @@ void tlb_settle(void)
     }
 }
 
-/* The instruction that asks; rip where none does: it is an exception or an interrupt that is on its way. */
+/* The instruction that asks; rip where QEMU cannot say. */
 static uint64_t asking_pc(uintptr_t from)
 {
     struct origin *known = &origins[from % ORIGINS];
     uint64_t data[3];
 
-    if (known->from != from || !from) {
-        known->from = from;
-        known->offset = taken.unwind(taken.cpu, from, data) ? data[0] : qemu_rip(0) & (PAGE_BYTES - 1);
+    if (known->from != from) {
+        if (!taken.unwind(taken.cpu, from, data)) {
+            return qemu_7_2_linear_rip();
+        }
+        *known = (struct origin){from, data[0]};
     }
-    return qemu_7_2_pc(known->offset);
+    return (qemu_7_2_linear_rip() & ~(uint64_t)(PAGE_BYTES - 1)) | known->offset;
 }
 
 /* QEMU has forgotten all compiled code, and will compile other code in its place. */
@@ -177,6 +183,7 @@ void tlb_forget_code(qemu_plugin_id_t id)
 {
     (void)id;
     memset(origins, 0, sizeof origins);
+    whole.from = 0;
 }
 
 /* With the lock held: a store is told as soon as it begins, its second part when the first has been recorded. */
@@ -200,50 +207,82 @@ static void begin_store(struct begun store, uintptr_t from)
 /* An access within a page, for which there is an entry. */
 static void tell(uint64_t va, unsigned size, int access, int mode, uintptr_t from)
 {
-    /* What an exception reads and pushes on its way is no instruction's: no QEMU's callbacks tell it reliably. */
-    bool touches = settings.touch_entries && from, user = is_user(mode);
+    bool user = is_user(mode);
 
+    if (!from) {
+        return; /* an exception's, on its way: what it pushes onto a table is found when the guest stands still */
+    }
     pthread_mutex_lock(&lock);
     if (!closed && access == TOUCH_STORE) {
         uint64_t gpa = gpa_of(find(va, mode), TOUCH_STORE, va);
-        begin_store((struct begun){.gpa = gpa, .va = va, .size = size, .user = user, .touches = touches}, from);
-    } else if (!closed && touches) {
+        begin_store((struct begun){.gpa = gpa, .va = va, .size = size, .user = user}, from);
+    } else if (!closed && settings.touch_entries) {
         tell_touch((enum touch)access, va, user);
     }
     pthread_mutex_unlock(&lock);
 }
 
-static bool is_part(uint64_t va, unsigned size, int access, uintptr_t from)
+static bool is_part_of_store(uint64_t va, unsigned size)
 {
     uint64_t end = whole.va + whole.size;
 
+    /* What lies in a second page: QEMU looks whether it is there before it stores anything. */
+    if (size < whole.size && va == (end & ~(uint64_t)(PAGE_BYTES - 1)) && size == (end & (PAGE_BYTES - 1))) {
+        return true;
+    }
+    if (size != 1 || va < whole.next_byte || va >= end) {
+        return false;
+    }
+    whole.next_byte = va + 1;
+    return true;
+}
+
+static bool is_part_of_load(uint64_t va, unsigned size)
+{
+    uint64_t lower = whole.va & -(uint64_t)whole.size;
+    unsigned half = va == lower ? 1 : 2;
+
+    if (whole.va == lower || size != whole.size || (va != lower && va != lower + size) || whole.halves_asked & half) {
+        return false;
+    }
+    whole.halves_asked |= half;
+    return true;
+}
+
+static bool is_part(uint64_t va, unsigned size, int access, uintptr_t from)
+{
     if (!from || whole.from != from || whole.access != access) {
         return false;
     }
-    if (whole.bytes_left && size == 1 && va == end - whole.bytes_left) {
-        whole.bytes_left--;
-        return true;
-    }
-    if (!(whole.va & (whole.size - 1)) || (va == whole.va && size == whole.size)) {
-        return false;
-    }
-    /* Bytes, or the aligned words that it lies in; and what QEMU takes to lie in a second page. */
-    return (va >= (whole.va & -(uint64_t)whole.size) && va < end) ||
-           (va == (end & ~(uint64_t)(PAGE_BYTES - 1)) && size == (end & (PAGE_BYTES - 1)));
+    return access == TOUCH_STORE ? is_part_of_store(va, size) : is_part_of_load(va, size);
 }
 
 /* Whether it may be the second part of a store whose first part asked for nothing: that begins where a page does. */
-static bool may_be_second(uint64_t va, unsigned size, int access, uintptr_t from)
+static bool may_be_second(uint64_t va, unsigned size, uintptr_t from)
 {
-    uint8_t code[16];
-    uint64_t through = 0, gpa;
+    uint8_t code[16] = {0};
+    uint64_t pc, through = 0;
+    unsigned room;
 
-    if (access != TOUCH_STORE || va & (PAGE_BYTES - 1) || size > 1) {
-        return access == TOUCH_STORE && !(va & (PAGE_BYTES - 1));
+    if (va & (PAGE_BYTES - 1) || size > 1) {
+        return !(va & (PAGE_BYTES - 1));
     }
-    gpa = translate(vcpus, asking_pc(from), &through);
-    read_physical(gpa, code, sizeof code);
+    pc = asking_pc(from);
+    room = PAGE_BYTES - (unsigned)(pc & (PAGE_BYTES - 1));
+    read_physical(translate(vcpus, pc, &through), code, room < sizeof code ? room : sizeof code);
+    if (room < sizeof code) {
+        read_physical(translate(vcpus, pc + room, &through), code + room, sizeof code - room);
+    }
     return !stores_a_byte(code, sizeof code);
+}
+
+/* Where the first byte may lie that QEMU stores of an access that asks. */
+static uint64_t first_byte(uint64_t va, unsigned size, int access, uintptr_t from)
+{
+    if (from && access == TOUCH_STORE && may_be_second(va, size, from)) {
+        return va - (LARGEST_STORE - 1);
+    }
+    return va & (size - 1) ? va : va + size;
 }
 
 /*
@@ -282,7 +321,7 @@ static bool on_data(uint64_t va, unsigned size, int access, int mode, uintptr_t 
     bool part = is_part(va, size, access, from);
 
     if (!part) {
-        whole = (struct whole){from, access, va, size, may_be_second(va, size, access, from) ? size : 0};
+        whole = (struct whole){from, access, va, size, first_byte(va, size, access, from), 0};
         catch_up_with(access, from);
     }
     /* Nothing of an access is told unless all of it can be done: a page that is missing ends this here. */

@@ -307,7 +307,7 @@ void resolve(unsigned vcpu)
     struct vcpu *v = &vcpus[vcpu];
     unsigned pending = v->pending;
     uint64_t cr0, cr3, cr4, efer;
-    bool mode, load;
+    bool mode, load, moved;
 
     tlb_settle();
     v->pending = 0;
@@ -325,7 +325,8 @@ void resolve(unsigned vcpu)
     efer = qemu_reg(vcpu, REG_EFER);
     /* CR0.TS comes and goes with the FPU and concerns no table. */
     mode = !v->known || ((cr0 ^ v->cr0) & ~CR0_TS) || cr4 != v->cr4 || efer != v->efer;
-    load |= cr3 != v->cr3;
+    moved = cr3 != v->cr3;
+    load |= moved;
     if (!mode && !load) {
         return;
     }
@@ -341,8 +342,8 @@ void resolve(unsigned vcpu)
         record_cr3(vcpu, cr3);
     }
     drop_caches(v);
-    if (settings.by_tlb && !(pending & PENDING_CR3 && v->cr0 & CR0_PG && !mode)) {
-        tlb_forget_all(); /* where QEMU itself has not done it just before */
+    if (settings.by_tlb && (mode || !moved)) {
+        tlb_forget_all(); /* where it is not certain that QEMU itself has done it just before */
     }
     look_up_handler(v);
 }

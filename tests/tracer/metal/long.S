@@ -103,6 +103,36 @@ in_long_mode:
         movq    %rax, BEHIND - 6
         movl    %eax, BEHIND - 1
 
+/* From data that has been stored to already to a directory: nothing but that is to be told. The entry stays what it is. */
+        movabsq $((PDPT + RING_0) << 32), %rdx
+        movq    %rdx, PML4 - 0x100
+        movq    %rdx, PML4 - 4
+        movq    %rdx, PML4 - 4
+
+/* One instruction, unaligned, that stores into what it stored just before. */
+        movl    $(LEAF + 0x604), %edi
+        movl    $4, %ecx
+1:      movq    %rax, (%rdi)
+        incq    %rax
+        addq    $4, %rdi
+        loop    1b
+        movl    $(LEAF + 0x641), %edi
+        movl    $4, %ecx
+1:      movq    %rax, (%rdi)
+        incq    %rax
+        addq    $3, %rdi
+        loop    1b
+        subq    $8, %rax
+
+/* One byte of many, the first of a page, twice. */
+        movl    $0x80, %edx
+        movd    %edx, %xmm0
+        movd    %eax, %xmm1
+        movl    $LEAF, %edi
+        movl    $2, %ecx
+1:      maskmovdqu %xmm0, %xmm1
+        loop    1b
+
 /* Strings; the last one downwards. */
         movabsq $0x0908070605040302, %rax
         movq    %rax, DATA
