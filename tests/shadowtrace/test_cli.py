@@ -37,6 +37,16 @@ def trace(tmp_path: Path, cli: Cli) -> Path:
     return tmp_path / "t.db"
 
 
+def test_a_trace_that_a_verb_goes_through_is_fetched_from_the_disk_at_once(trace: Path) -> None:
+    """And what is no file is left to whoever reads it: a pipe would be waited for."""
+    os.mkfifo(trace.parent / "pipe")
+    calls = "import os; os.posix_fadvise = lambda *a: print(os.fstat(a[0]).st_ino, a[1:]); from shadowtrace.__main__ import main; main()"
+    names = [str(trace.parent / name) for name in (trace.name, "pipe", "nothing", ".")]
+    done = subprocess.run([sys.executable, "-c", calls, "replay", *names], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.splitlines() == [f"{trace.stat().st_ino} (0, 0, {os.POSIX_FADV_WILLNEED})"]
+    assert "Got unexpected extra arguments" in done.stderr
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(cli: Cli, verb: str) -> None:
     done = cli(verb, "--help")
