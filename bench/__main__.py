@@ -13,7 +13,7 @@ from typing import Any
 from bench import page, reading, replays
 from bench.ingest import repeat
 from bench.measure import PROGRAM, cost, lengthen
-from bench.recording import recording, stream_of_a_boot
+from bench.recording import captures, recording, stream_of_a_boot
 from bench.steps import steps
 from db.trace import TraceReader
 
@@ -26,17 +26,19 @@ def main() -> None:
     parser.add_argument("trace", nargs="?", type=Path, help="a trace of a real boot; recorded where it is left out")
     parser.add_argument("-o", "--output", type=Path, help="the JSON file to write", default=Path("docs/performance.json"))
     parser.add_argument("--long", type=int, default=_LONG, help="events of the long trace")
-    parser.add_argument("--only", choices=["replays", "recording"], help="leave out the rest, and keep its numbers")
+    parser.add_argument("--only", choices=["replays", "recording", "capture"], help="leave out the rest, and keep its numbers")
     parser.add_argument("--boots", type=int, default=5, help="boots of each kind that are measured")
     chosen = parser.parse_args()
     result = json.loads(chosen.output.read_text()) if chosen.only and chosen.output.exists() else {}
     result |= {"machine": machine(), "when": datetime.now(UTC).strftime("%Y-%m-%d")}
     with tempfile.TemporaryDirectory(prefix="shadowtrace-bench-") as name:
         folder = Path(name)
-        if chosen.only != "recording":
+        if chosen.only in (None, "replays"):
             result |= measure_replays(chosen.trace or record(folder), folder, chosen.long)
-        if chosen.only != "replays":
+        if chosen.only in (None, "recording"):
             result |= recording(folder, chosen.boots)
+        if chosen.only == "capture":
+            result |= captures(chosen.boots)
     chosen.output.write_text(json.dumps(result, indent=1) + "\n")
     chosen.output.with_suffix(".md").write_text(page.page(result))
     print(page.table(result))  # noqa: T201 - it is what the script is for
