@@ -69,9 +69,7 @@ static void on_stopped(void)
         notice_every_access();
         settle(qemu_translating_vcpu());
         look_for_foreign(true);
-        if (settings.by_tlb) {
-            tlb_forget_all(); /* gdb's watchpoints drop pages */
-        }
+        tlb_forget_all(); /* gdb's watchpoints drop pages */
         stream_flush();
     }
     pthread_mutex_unlock(&lock);

@@ -162,7 +162,7 @@ bool take_over(int ram_fd, uint64_t running, fill_function *instead)
     if (!taken.cpu || !taken.fill || !taken.flush || !taken.unwind || !class_of || !find_tlbs(taken.cpu, bytes, running)) {
         return false;
     }
-    taken.flush(taken.cpu);
+    taken.flush(taken.cpu); /* nothing is filled in until ours is called */
     if (!find_victims(taken.cpu, taken.modes + OWN_MODES)) {
         return false;
     }

@@ -121,10 +121,12 @@ void tlb_forget(enum touch kind, uint64_t va, bool user)
     }
 }
 
-/* All of it, and on the vCPU's own thread at once: the next access is told. */
+/* All of it, and on the vCPU's own thread at once: the next access is told. Nothing where callbacks tell. */
 void tlb_forget_all(void)
 {
-    taken.flush(taken.cpu);
+    if (settings.by_tlb) {
+        taken.flush(taken.cpu);
+    }
 }
 
 /* With the lock held: an access, or what comes before the record of a store. */
@@ -366,9 +368,5 @@ static bool on_fill(void *cpu, uint64_t va, int size, int access, int mode, bool
 /* On the thread of the only vCPU, which is about to run a block; false where QEMU's TLB cannot be had. */
 bool tlb_open(int ram_fd, uint64_t running)
 {
-    if (!take_over(ram_fd, running, on_fill)) {
-        return false;
-    }
-    tlb_forget_all();
-    return true;
+    return take_over(ram_fd, running, on_fill);
 }

@@ -91,9 +91,7 @@ void outdate_store_caches(void)
     for (unsigned i = 0; i < settings.vcpus; i++) {
         hide_seen(&vcpus[i]);
     }
-    if (settings.by_tlb) {
-        tlb_forget_all();
-    }
+    tlb_forget_all();
 }
 
 void drop_caches(struct vcpu *v)
@@ -186,10 +184,8 @@ void notice_every_access(void)
         settings.every_access = true;
         for (unsigned i = 0; i < settings.vcpus; i++) {
             drop_caches(&vcpus[i]);
-            if (settings.by_tlb) {
-                tlb_forget_all();
-            }
         }
+        tlb_forget_all();
     }
 }
 

@@ -342,7 +342,7 @@ void resolve(unsigned vcpu)
         record_cr3(vcpu, cr3);
     }
     drop_caches(v);
-    if (settings.by_tlb && (mode || !moved)) {
+    if (mode || !moved) {
         tlb_forget_all(); /* where it is not certain that QEMU itself has done it just before */
     }
     look_up_handler(v);

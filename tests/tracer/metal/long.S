@@ -33,6 +33,16 @@
         wrmsr
 .endm
 
+/* Four stores of rax, which counts, by one instruction: each so many bytes behind the last. */
+.macro four_overlapping place, apart
+        movl    $(\place), %edi
+        movl    $4, %ecx
+1:      movq    %rax, (%rdi)
+        incq    %rax
+        addq    $\apart, %rdi
+        loop    1b
+.endm
+
         begin
         movl    $(PDPT + RING_0), PML4
         movl    $(PDPT + RING_0), ROOT_2
@@ -110,18 +120,8 @@ in_long_mode:
         movq    %rdx, PML4 - 4
 
 /* One instruction, unaligned, that stores into what it stored just before. */
-        movl    $(LEAF + 0x604), %edi
-        movl    $4, %ecx
-1:      movq    %rax, (%rdi)
-        incq    %rax
-        addq    $4, %rdi
-        loop    1b
-        movl    $(LEAF + 0x641), %edi
-        movl    $4, %ecx
-1:      movq    %rax, (%rdi)
-        incq    %rax
-        addq    $3, %rdi
-        loop    1b
+        four_overlapping LEAF + 0x604, 4
+        four_overlapping LEAF + 0x641, 3
         subq    $8, %rax
 
 /* One byte of many, the first of a page, twice. */
