@@ -65,10 +65,14 @@ class Tracking:
             self._store(event, rebuilt)
         else:
             self._load(event, rebuilt)
-        for stray in self._fresh.keys() - self._watched.keys():
+        for stray in self._strays():
             self._faults.append(("linked", f"the content of page {stray:#x} comes, and nothing makes it a table"))
         self._fresh.clear()
         return self._faults
+
+    def _strays(self) -> list[int]:
+        """Frames whose content came and that no entry links yet. A difference of the two sets would take time for every watched page."""
+        return sorted(gfn for gfn in self._fresh if gfn not in self._watched)
 
     def _content(self, gfn: int, content: bytes) -> None:
         page = self._watched.get(gfn)
@@ -115,7 +119,7 @@ class Tracking:
         if event.kind == Kind.REGS and cpu.mode is Mode.PAE:
             self._fresh.pop(cpu.cr3 >> PAGE_SHIFT, None)
             # The recorder reads the four pointers again at a change of mode; what they were is not in the trace, but what they lead to is.
-            for gfn in sorted(self._fresh.keys() - self._watched.keys()):
+            for gfn in self._strays():
                 yield self._load_root(Table(gfn, 2, 8))
 
     def _load_root(self, table: Table) -> _Watched | None:
