@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from db.errors import UsageError
-from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SEEN_SHIFT, WRITE_SIZE, Event, Kind, Seen, unpack_words
+from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SEEN_SHIFT, WRITE_SIZE, Event, Kind, Seen, unpack_words
 from db.trace import TraceReader
 from x86.paging import PAGE_BYTES, PAGE_SHIFT, WALKER_BITS
 from x86.registers import CR0_PG
@@ -78,7 +78,7 @@ def captured(trace: TraceReader) -> Captured:
     seen: Counter[int] = Counter()
     events = unchanging = 0
     with_paging: dict[int, bool] = {}
-    for event in trace.events(_KINDS):
+    for event in trace.events(_KINDS, faults_only=True):
         if event.kind == Kind.REGS and isinstance(event.extra, tuple) and event.extra[0] is not None:
             with_paging[event.vcpu] = bool(event.extra[0] & CR0_PG)
         elif event.kind == Kind.CR3:
@@ -88,12 +88,12 @@ def captured(trace: TraceReader) -> Captured:
         elif event.kind == Kind.PAGE and isinstance(event.extra, bytes):
             pages[event.addr >> PAGE_SHIFT] = _page(event.extra)
         elif event.kind == Kind.WRITE:
-            changes = list(_changes(pages, event))
+            changes = _changes(pages, event)
             stores += changes
             events += 1
             unchanging += not changes
             seen[event.flags >> WRITE_SEEN_SHIFT] += 1
-        elif event.kind == Kind.ACCESS and event.flags & ACCESS_FAULT:
+        elif event.kind == Kind.ACCESS:
             faults.append((event.addr, *(int(bool(event.flags & bit)) for bit in (ACCESS_WRITE, ACCESS_USER, ACCESS_FETCH))))
     says_faults = trace.recording["engine"] == "gdb" or trace.recording["touch"] != "none"
     ways = tuple((Seen(way).name.lower(), count) for way, count in sorted(seen.items()))
@@ -107,25 +107,31 @@ def _page(words: bytes) -> bytearray:
     return page
 
 
-def _changes(pages: dict[int, bytearray], event: Event) -> Iterator[Item]:
-    """What a store changes, four bytes at a time; it is taken into the pages."""
+def _changes(pages: dict[int, bytearray], event: Event) -> list[Item]:
+    """What a store changes, four bytes at a time; it is taken into the pages. A page that no event gave holds nothing."""
     data = event.value.to_bytes(8, "little")[: event.flags & WRITE_SIZE]
-    first, last = event.addr // _HALF, (event.addr + len(data) - 1) // _HALF
-    before = [_half(pages, half) for half in range(first, last + 1)]
-    for address, byte in enumerate(data, event.addr):
-        page = pages.get(address >> PAGE_SHIFT)
-        if page is not None:
-            page[address & PAGE_BYTES - 1] = byte
-    for half, old in zip(range(first, last + 1), before, strict=True):
-        now = _half(pages, half)
-        if now != old:
-            yield half * _HALF, now
+    offset = event.addr & PAGE_BYTES - 1
+    here = data[: PAGE_BYTES - offset]
+    changes = _changes_of_page(pages.get(event.addr >> PAGE_SHIFT), event.addr - offset, offset, here)
+    if len(here) < len(data):
+        base = event.addr - offset + PAGE_BYTES
+        changes += _changes_of_page(pages.get(base >> PAGE_SHIFT), base, 0, data[len(here) :])
+    return changes
 
 
-def _half(pages: dict[int, bytearray], half: int) -> int:
-    page = pages.get(half * _HALF >> PAGE_SHIFT)
-    offset = half * _HALF & PAGE_BYTES - 1
-    return int.from_bytes(page[offset : offset + _HALF], "little") & ~WALKER_BITS if page is not None else 0
+def _changes_of_page(page: bytearray | None, base: int, offset: int, data: bytes) -> list[Item]:
+    if page is None:
+        return []
+    first, end = offset & -_HALF, offset + len(data) + _HALF - 1 & -_HALF
+    before = _halves(page, first, end)
+    page[offset : offset + len(data)] = data
+    now = _halves(page, first, end)
+    return [(base + first + _HALF * i, new) for i, (old, new) in enumerate(zip(before, now, strict=True)) if new != old]
+
+
+def _halves(page: bytearray, first: int, end: int) -> list[int]:
+    """Each four bytes of a part of a page, without what the processor's walk sets."""
+    return [int.from_bytes(page[at : at + _HALF], "little") & ~WALKER_BITS for at in range(first, end, _HALF)]
 
 
 def logged(log: Path) -> Captured:

@@ -56,6 +56,9 @@ class Kind(IntEnum):
     INVLPG = 6
 
 
+# To compare with a member takes several times as long as with a number.
+_WRITE, _PAGE = int(Kind.WRITE), int(Kind.PAGE)
+
 _NAMES = {int(kind): kind.name.lower() for kind in Kind}
 
 
@@ -72,8 +75,8 @@ def is_event(seq: Any, kind: Any, vcpu: Any, flags: Any, addr: Any, value: Any) 
             and 1 <= kind <= 6
             and vcpu < MAX_VCPUS
             and (seq | addr | value) is not None
-            and (kind != Kind.WRITE or (1 <= flags & WRITE_SIZE <= 8 and 0 <= addr <= MAX_GPA - 8))
-            and (kind != Kind.PAGE or (0 <= addr < MAX_GPA and not addr & 0xFFF))
+            and (kind != _WRITE or (1 <= flags & WRITE_SIZE <= 8 and 0 <= addr <= MAX_GPA - 8))
+            and (kind != _PAGE or (0 <= addr < MAX_GPA and not addr & 0xFFF))
         )
     except TypeError:
         return False

@@ -14,14 +14,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from db import models
 from db.copies import PrivateCopy, check_old, finished_copy, unfinished, upgraded_copy
 from db.errors import TraceError
-from db.event import MAX_GPA, MAX_VCPUS, Event, Kind, is_content, is_event, unsigned
+from db.event import ACCESS_FAULT, MAX_GPA, MAX_VCPUS, Event, Kind, is_content, is_event, unsigned
 from db.opening import SQLITE_ERRORS, Budget, check_schema, damage, engine, harden, identify, reading_engine, trace_error
 from db.schema import SCHEMA_VERSION
 from db.storage import is_being_written
 
 _LOG = logging.getLogger(__name__)
 
-_HAVE_EXTRA = (Kind.REGS, Kind.PAGE)
+_HAVE_EXTRA = frozenset((Kind.REGS, Kind.PAGE))
 
 _PYTHON_TYPES: dict[type, tuple[type, ...]] = {Integer: (int,), Text: (str,), LargeBinary: (bytes,), REAL: (float, int)}
 
@@ -188,26 +188,25 @@ class TraceReader(OpenTrace):
         """Events in the file now."""
         return int(self.query(select(func.coalesce(func.max(models.event.c.seq), 0))).scalar() or 0)
 
-    def events(self, kinds: Sequence[Kind] = tuple(Kind), after: int = 0) -> Iterator[Event]:
+    def events(self, kinds: Sequence[Kind] = tuple(Kind), after: int = 0, faults_only: bool = False) -> Iterator[Event]:
         """The events of these kinds past event ``after``, in order, one pass, unsigned numbers.
 
-        A row of no known shape raises ``TraceError``.
+        ``faults_only`` leaves out accesses that ended in no guest page fault. A row of no known shape raises ``TraceError``.
         """
-        registers = self.side("mode_registers", after)
-        pdptes = self.side("pdptes", after)
-        contents = self.contents(after)
+        sides: dict[int, Mapping[int, Any]] = {
+            Kind.REGS: self.side("mode_registers", after),
+            Kind.CR3: self.side("pdptes", after),
+            Kind.PAGE: self.contents(after),
+        }
         columns = select(models.event).where(models.event.c.seq > after).order_by(models.event.c.seq)
         if len(kinds) < len(Kind):
             columns = columns.where(models.event.c.kind.in_([int(kind) for kind in kinds]))
+        if faults_only:
+            columns = columns.where((models.event.c.kind != int(Kind.ACCESS)) | (models.event.c.flags.bitwise_and(ACCESS_FAULT) != 0))
         last = after
-        for seq, kind, vcpu, flags, addr, value in self.query(columns).yield_per(65536):
-            extra: Any = None
-            if kind == Kind.REGS:
-                extra = registers.get(seq)
-            elif kind == Kind.CR3:
-                extra = pdptes.get(seq)
-            elif kind == Kind.PAGE:
-                extra = contents.get(seq)
+        # SQLAlchemy would make an object of each row.
+        for seq, kind, vcpu, flags, addr, value in self.stream(str(columns.compile(compile_kwargs={"literal_binds": True}))):
+            extra = sides[kind].get(seq) if kind in sides else None
             good = is_event(seq, kind, vcpu, flags, addr, value) and last < seq and (extra is not None or kind not in _HAVE_EXTRA)
             if not good:
                 raise self.damaged(f"event {seq!r} is incomplete or of no known shape")
