@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from analyzer.facts import Facts
 from analyzer.model import Parameters
-from analyzer.replay import Run, replay
+from analyzer.replay import Run, replay_best
 from analyzer.role import Role, unpack
 from db.errors import UsageError
 from db.importing import new_trace
@@ -372,7 +372,7 @@ class Comparison:
 def compare(trace: TraceReader, parameters: Parameters, live: LiveRun) -> Comparison:
     """Replay a trace and hold the pages that the model made against those of a live KVM that ran the same guest."""
     made: dict[Key, Counter[int]] = {}
-    births = replay(trace, parameters).journal.finish().births
+    births = replay_best(trace, parameters).journal.births
     for gfn, word in zip(births["gfn"].tolist(), births["role"].tolist(), strict=True):
         role = unpack(word)
         made.setdefault(Key(gfn, role.level, role.quadrant, role.metaphysical), Counter())[role.glevels] += 1

@@ -119,6 +119,13 @@ def replay_fast(
     return kernel
 
 
+def replay_best(trace: TraceReader, parameters: Parameters) -> Outcome:
+    """What comes out of a trace on the best core there is. Raises as ``replay`` does."""
+    if choose_core(None)[0] == "fast":
+        return replay_fast(trace, parameters).outcome()
+    return outcome(replay(trace, parameters))
+
+
 def refuse(trace: TraceReader, columns: Columns, before: int, strict: bool) -> None:
     """Raise for the first event of a batch that no model takes, as ``replay`` does when it meets it; ``before`` events came earlier."""
     vcpus = trace.recording["vcpus"]
