@@ -84,18 +84,24 @@ class Boot:
     outcome: Outcome
 
 
-@pytest.fixture(scope="session")
-def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
-    """One real boot of Debian's cloud kernel."""
-    folder = tmp_path_factory.mktemp("boot")
+def record_boot(folder: Path, events: int | None = None) -> Boot:
+    """A boot of Debian's cloud kernel, whole or up to so many events."""
     request = Request(
         folder / "boot.db",
         guest=guest.load("cloud-amd64"),
         arguments=["-d", "mmu,int", "-D", str(folder / "qemu.log")],
         marks=["run_init_process"],
+        events=events,
         version="test",
     )
-    yield Boot(folder / "boot.db", folder / "qemu.log", record(request))
+    return Boot(folder / "boot.db", folder / "qemu.log", record(request))
+
+
+@pytest.fixture(scope="session")
+def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boot]:
+    """One whole boot."""
+    folder = tmp_path_factory.mktemp("boot")
+    yield record_boot(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 

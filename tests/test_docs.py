@@ -28,7 +28,7 @@ from analyzer.outcome import outcome
 from db.trace import TraceReader
 from shadowtrace.__main__ import VERBS
 from shadowtrace.__main__ import cli as program
-from tests.conftest import Boot, Cli
+from tests.conftest import Boot, Cli, record_boot
 from tests.tracer.test_gdb_engine import running
 from tracer import resources
 from tracer.apt import Apt
@@ -113,6 +113,12 @@ PACKAGED = {
 }
 
 
+@pytest.fixture(scope="module")
+def short_boot(tmp_path_factory: pytest.TempPathFactory) -> Boot:
+    """A boot as far as some of its first processes: each of a hundred commands goes through all of it."""
+    return record_boot(tmp_path_factory.mktemp("boot"), events=1_300_000)
+
+
 @pytest.fixture(scope="session")
 def packaged() -> Callable[[str], Path]:
     """Where a file of ``PACKAGED`` lies; its package is fetched the first time, into the cache."""
@@ -180,7 +186,7 @@ def prepare(command: str, folder: Path, request: pytest.FixtureRequest, running_
     """Put into the folder what a command reads: a recorded boot, what is packaged, what others write, what commands of ours make."""
     names = read_by(command)
     if names & {"boot.db", "qemu.log"}:
-        boot: Boot = request.getfixturevalue("boot")
+        boot: Boot = request.getfixturevalue("short_boot")
         for name, path in {"boot.db": boot.trace, "qemu.log": boot.log}.items():
             if name in names:
                 (folder / name).symlink_to(path)

@@ -35,10 +35,14 @@ pytestmark = pytest.mark.boot
 APPEND = "console=ttyS0 quiet panic=-1 noreplace-smp rdinit=/bin/busybox -- true"
 CLOCK = ["-rtc", "base=2020-01-01,clock=vm"]
 
+#: With SeaBIOS the 32-bit kernel looks long for the MP table, and maps what is left of the BIOS's area anew every 16 bytes: 40,000
+#: stores to one table and as many INVLPGs, a stop each. qboot puts that table where the kernel looks earlier.
+FIRMWARE = {"cloud-amd64": [], "686": ["-bios", "qboot.rom"]}
+
 
 def counted(how: str, log: Path) -> list[str]:
     """Arguments for a run on instruction counts that is recorded by QEMU itself, or replayed."""
-    return ["-append", APPEND, "-icount", f"shift=3,rr={how},rrfile={log}", *CLOCK]
+    return ["-append", APPEND, "-icount", f"shift=3,sleep=off,rr={how},rrfile={log}", *CLOCK]
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,18 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("runs")
     recipe = guest.load(request.param)
     replay_log, log = folder / "run.rr", folder / "qemu.log"
+    firmware = FIRMWARE[request.param]
     size = qemu.ram_bytes(recipe.arguments(recipe.images()))
     command = [
         qemu.find_qemu(None),
-        *("-object", f"memory-backend-ram,id=shadowtrace-ram,size={size},share=on", *recipe.arguments(recipe.images())),
+        *("-object", f"memory-backend-ram,id=shadowtrace-ram,size={size},share=on", *recipe.arguments(recipe.images()), *firmware),
         *("-machine", "memory-backend=shadowtrace-ram", "-accel", "tcg", "-nic", "none", "-no-reboot", *counted("record", replay_log)),
     ]
     subprocess.run(command, check=True, timeout=500, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     outcomes = {}
     for engine, logging in (("plugin", ["-d", "mmu,int", "-D", str(log)]), ("gdb", [])):
-        traced = Request(folder / f"{engine}.db", recipe, [*counted("replay", replay_log), *logging], engine=engine, version="test")
+        arguments = [*firmware, *counted("replay", replay_log), *logging]
+        traced = Request(folder / f"{engine}.db", recipe, arguments, engine=engine, version="test")
         outcomes[engine] = record(traced)
     yield Runs(folder / "plugin.db", folder / "gdb.db", log, outcomes["plugin"], outcomes["gdb"])
     replay_log.unlink()
@@ -82,7 +88,7 @@ def test_loads_stores_and_faults_are_the_plugin_s(runs: Runs) -> None:
         lists = by_name(compare(captured(plugin), captured(gdb)))
     assert [(name, compared.difference, compared.left_out) for name, compared in lists.items() if compared.difference] == []
     assert lists["cr3 loads"].ours > 100
-    assert lists["stores to tables"].ours > 5000
+    assert lists["stores to tables"].ours > 3000
     assert lists["page faults"].ours > 10
 
 
