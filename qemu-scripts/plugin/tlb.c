@@ -326,9 +326,15 @@ static bool on_data(uint64_t va, unsigned size, int access, int mode, uintptr_t 
         whole = (struct whole){from, access, va, size, first_byte(va, size, access, from), 0};
         catch_up_with(access, from);
     }
-    /* Nothing of an access is told unless all of it can be done: a page that is missing ends this here. */
-    if (!is_there(va, size, access, mode, from) || (beyond && !part && !is_there(next, beyond, access, mode, from))) {
+    if (!is_there(va, size, access, mode, from)) {
         return false;
+    }
+    if (beyond && !part) {
+        /* Nothing of an access is told unless all of it can be done: a page that is missing ends this here, and it is made again. */
+        mark(find(va, mode), mode, va);
+        if (!is_there(next, beyond, access, mode, from)) {
+            return false;
+        }
     }
     if (!part) {
         tell(va, size - beyond, access, mode, from);

@@ -177,7 +177,7 @@ def test_known_guests_are_captured_alike(name: str, shared: Path, tmp_path: Path
     assert [compared for compared in lists if compared.difference or compared.left_out] == []
 
 
-@pytest.mark.parametrize("name", ["alias", "cross", "gate", "rom", "touch"])
+@pytest.mark.parametrize("name", ["alias", "cross", "gate", "missing", "rom", "touch"])
 def test_guests_of_a_few_instructions_are_captured_alike(name: str, tmp_path: Path) -> None:
     """Among them a store across two tables, and an interrupt table in ROM."""
     (tmp_path / "plugin").mkdir()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from db.errors import UsageError
-from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_WRITE, Event, Kind
+from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_WRITE, WRITE_SIZE, Event, Kind
 from db.trace import TraceReader
 from tests.tracer.metal import recorded
 from tests.tracer.touches import recorded_first
@@ -35,6 +35,26 @@ def test_first_touches_of_a_guest_that_does_everything_about_them(drop_at_stores
     paging = max(number for number, event in enumerate(events) if event.kind == Kind.REGS)
     found = [(e.addr, e.flags) for e in events[paging:] if e.kind == Kind.ACCESS and not e.flags & ACCESS_FETCH]
     assert found == [*BEFORE_STORE, *([(0x400300, 0)] if drop_at_stores else []), *AFTER_LOAD]
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize("callbacks", [False, True])
+@pytest.mark.parametrize("touch_entries", [0, 1024])
+def test_an_access_into_a_page_that_is_missing_is_told_when_it_is_made_again(touch_entries: int, callbacks: bool, tmp_path: Path) -> None:
+    """The whole of it, the part too that lies in a page which was there at the first attempt."""
+    trace, outcome = recorded("missing", tmp_path, capture=Capture(touch_entries=touch_entries, callbacks=callbacks))
+    assert (outcome.ended, outcome.lost) == ("exit", 0)
+    with TraceReader(trace) as opened:
+        events = list(opened.events())
+    stores = [(e.addr, e.flags & WRITE_SIZE, e.value) for e in events if e.kind == Kind.WRITE and e.addr >> 12 == 0x24]
+    assert stores == [(0x24FFE, 2, 0x0063), (0x24000, 4, 0x310063)]
+    found = [(e.addr, e.flags) for e in events if e.kind == Kind.ACCESS and e.addr >> 20 == 4]
+    if touch_entries:
+        assert found == [
+            *[(0x401000, ACCESS_FAULT), (0x400FFE, 0), (0x401000, 0)],
+            *[(0x403000, ACCESS_FAULT | ACCESS_WRITE), (0x402FFE, ACCESS_WRITE), (0x403000, ACCESS_WRITE)],
+            (0x402000, ACCESS_WRITE),
+        ]
 
 
 def boot_to_the_first_exit(trace: Path, every: bool) -> tuple[list[Event], int]:
