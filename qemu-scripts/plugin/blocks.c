@@ -58,12 +58,10 @@ static inline void on_kernel_block(unsigned vcpu, void *data)
     }
 }
 
-/* Where the block runs whose code segment begins at `base`; all 64-bit code has 0. */
+/* Where the block runs whose code segment begins at `base`. */
 static inline uint64_t running_block(unsigned vcpu, void *base)
 {
-    uint64_t from = (uint64_t)(uintptr_t)base, rip = qemu_rip(vcpu);
-
-    return from ? (uint32_t)(from + rip) : rip;
+    return linear_rip((uint64_t)(uintptr_t)base, qemu_rip(vcpu));
 }
 
 /* Where blocks are shared between addresses, their callbacks get the code segment's base. */

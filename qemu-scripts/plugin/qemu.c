@@ -189,9 +189,8 @@ uint32_t qemu_task(unsigned vcpu)
 uint64_t qemu_7_2_linear_rip(void)
 {
     const struct segment *task = tasks[0];
-    uint64_t rip = qemu_rip(0), base = task ? (task - 6)->base : 0;
 
-    return base ? (uint32_t)(base + rip) : rip;
+    return linear_rip(task ? (task - 6)->base : 0, qemu_rip(0));
 }
 
 /*

@@ -158,6 +158,12 @@ static inline uint64_t qemu_rip(unsigned vcpu)
     return __builtin_expect(rip != NULL, 1) ? *rip : qemu_reg(vcpu, REG_RIP);
 }
 
+/* The linear address of rip in a code segment that begins at `base`; all 64-bit code has 0. */
+static inline uint64_t linear_rip(uint64_t base, uint64_t rip)
+{
+    return base ? (uint32_t)(base + rip) : rip;
+}
+
 /* ---- decode.c ---- */
 
 enum insn_kind {

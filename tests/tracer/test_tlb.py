@@ -9,10 +9,8 @@ import pytest
 from db.event import Event, Kind, unpack_words
 from db.trace import TraceReader
 from tests.tracer.metal import recorded
-from tracer import guest
+from tests.tracer.touches import boot_to_the_first_exit
 from tracer.qemu import Capture
-from tracer.record import record
-from tracer.request import Request
 
 pytestmark = pytest.mark.boot
 
@@ -35,10 +33,7 @@ def told(event: Event) -> tuple[object, ...]:
 def booted(folder: Path, touch_entries: int, callbacks: bool) -> tuple[list[Event], list[tuple[int, int]]]:
     """The events of one and the same boot, and which instructions made its stores."""
     trace = folder / f"{callbacks}.db"
-    capture = Capture(touch_entries=touch_entries, callbacks=callbacks)
-    recipe = guest.load("cloud-amd64")
-    outcome = record(Request(trace, recipe, until="__x64_sys_exit_group", deterministic=True, capture=capture, version="test"))
-    assert (outcome.ended, outcome.lost) == ("until", 0)
+    boot_to_the_first_exit(trace, capture=Capture(touch_entries=touch_entries, callbacks=callbacks))
     with TraceReader(trace) as opened:
         assert opened.recording["told_by"] == ("callbacks" if callbacks else "tlb")
         return list(opened.events()), [(row["seq"], row["pc"]) for row in opened.rows("store_origin")]

@@ -10,12 +10,9 @@ from db.errors import UsageError
 from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_WRITE, WRITE_SIZE, Event, Kind
 from db.trace import TraceReader
 from tests.tracer.metal import recorded
-from tests.tracer.touches import recorded_first
-from tracer import guest
+from tests.tracer.touches import boot_to_the_first_exit, recorded_first
 from tracer.driver import FIRST_PROCESS
 from tracer.qemu import Capture, check_arguments
-from tracer.record import record
-from tracer.request import Request
 
 TABLE_STORE = (0x23004, ACCESS_WRITE)
 CROSSING = [(0x100FFE, 0), (0x101000, 0), (0x102FFE, ACCESS_WRITE), (0x103000, ACCESS_WRITE)]
@@ -57,11 +54,9 @@ def test_an_access_into_a_page_that_is_missing_is_told_when_it_is_made_again(tou
         ]
 
 
-def boot_to_the_first_exit(trace: Path, every: bool) -> tuple[list[Event], int]:
+def booted(trace: Path, every: bool) -> tuple[list[Event], int]:
     """The events of one and the same boot, and the number of the first process's first one."""
-    recipe = guest.load("cloud-amd64")
-    outcome = record(Request(trace, recipe, until="__x64_sys_exit_group", deterministic=True, every_access=every, version="test"))
-    assert (outcome.ended, outcome.lost) == ("until", 0)
+    boot_to_the_first_exit(trace, every_access=every)
     with TraceReader(trace) as opened:
         (start,) = (mark["seq"] for mark in opened.rows("mark") if mark["name"] == FIRST_PROCESS)
         return list(opened.events()), start
@@ -75,8 +70,8 @@ def whole(events: list[Event]) -> list[tuple[object, ...]]:
 @pytest.mark.boot
 def test_a_boot_s_first_touches_are_what_is_worked_out_from_its_every_access(tmp_path: Path) -> None:
     """So docs/accuracy.md, which works out the same for tables of several sizes, is of what the plugin does."""
-    every, start = boot_to_the_first_exit(tmp_path / "every.db", every=True)
-    first, _ = boot_to_the_first_exit(tmp_path / "first.db", every=False)
+    every, start = booted(tmp_path / "every.db", every=True)
+    first, _ = booted(tmp_path / "first.db", every=False)
     assert whole(recorded_first(every, start)) == whole(first)
     kinds = {event.kind for event in first[start:]}
     assert kinds >= {Kind.CR3, Kind.WRITE, Kind.PAGE, Kind.ACCESS, Kind.INVLPG}

@@ -1,11 +1,15 @@
-"""What `--touch first` keeps of every access of one vCPU, as docs/accuracy.py works it out."""
+"""One and the same boot, recorded as wanted; and what `--touch first` keeps of every access of one vCPU, as docs/accuracy.py works it out."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from db.event import Event, Kind
+from tracer import guest
+from tracer.record import record
+from tracer.request import Request
 
 _spec = importlib.util.spec_from_file_location("accuracy", Path(__file__).parents[2] / "docs" / "accuracy.py")
 assert _spec is not None
@@ -24,3 +28,10 @@ def recorded_first(events: list[Event], start: int = 0) -> list[Event]:
 def first_touches(events: list[Event]) -> list[Event]:
     """The accesses among them: first touches, faults, stores to tables."""
     return [event for event in recorded_first(events) if event.kind == Kind.ACCESS]
+
+
+def boot_to_the_first_exit(trace: Path, **request: Any) -> None:
+    """Record the boot of cloud-amd64 up to where its first program ends, the same run each time."""
+    recipe = guest.load("cloud-amd64")
+    outcome = record(Request(trace, recipe, until="__x64_sys_exit_group", deterministic=True, version="test", **request))
+    assert (outcome.ended, outcome.lost) == ("until", 0)
