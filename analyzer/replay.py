@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -65,6 +66,22 @@ def choose_core(wanted: str | None, audit: bool = False) -> tuple[str, str]:
             raise UsageError(f"the fast core cannot run here: {error}", "pip install 'shadowtrace[fast]'") from error
         return "reference", f"the fast one cannot run: {error}"
     return "fast", f"numba {numba.__version__}"
+
+
+def prepare(parameters: Parameters, wanted: str | None, audit: bool = False) -> threading.Thread:
+    """Begin to load the core that a replay will run on, in a thread: SQLite, which checks the trace meanwhile, runs beside Python."""
+
+    def load() -> None:
+        # Whoever loads it in earnest says what is wrong with it.
+        with contextlib.suppress(Exception):
+            if choose_core(wanted, audit)[0] == "fast":
+                from analyzer.kernel import Kernel
+
+                Kernel(parameters)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    return thread
 
 
 def replay(

@@ -39,6 +39,8 @@ def command(trace: Path, form: str, state_file: Path | None, audit: int | None, 
     parameters = chosen(model, **options)
     if state_file is not None:
         check_target(state_file)
+    if trace.is_file():
+        replay.prepare(parameters, core, bool(audit))
     with TraceReader(trace) as opened:
         with replay_line(opened.count()) as progress:
             run, end = replay.run(opened, model, parameters, __version__, progress, audit, core)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,18 @@ GUEST = [
     Event(Kind.INVLPG, addr=(1 << 64) - 4096),
     Event(Kind.ACCESS, flags=7, addr=(1 << 64) - 4096),
 ]
+
+
+def test_a_core_is_loaded_ahead_where_it_will_run() -> None:
+    """What runs is asked for by its name: a process of its own shows what has been imported."""
+    code = (
+        "import sys; from analyzer import replay; from analyzer.model import parameters\n"
+        "for wanted, audit in (('reference', False), (None, True), (None, False)):\n"
+        "    replay.prepare(parameters('kvm-2.6.20'), wanted, audit).join()\n"
+        "    print('analyzer.kernel' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == (["False", "False", "True"], "")
 
 
 def write(path: Path, events: list[Event], vcpus: int = 1) -> Path:
