@@ -17,6 +17,9 @@ from tracer.apt import Apt
 from tracer.record import record
 from tracer.request import Outcome, Request
 
+# Hundreds of commands are started: each would compile every module anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 #: The files that take longest: begun last, one of them would run alone while other workers have nothing left to do.

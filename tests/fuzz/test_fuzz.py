@@ -19,7 +19,7 @@ from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import CORPUS, TARGETS, seeds
 
 #: Inputs of each target where nobody asks for more.
-RUNS = {"reader": 600, "verbs": 150, "importer": 1000, "stream": 4000, "pack": 300}
+RUNS = {"reader": 300, "verbs": 80, "importer": 400, "stream": 2000, "pack": 150}
 
 #: Seconds that one input may take, and MiB that the whole process may grow by.
 SECONDS = 10
