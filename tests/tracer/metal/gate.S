@@ -13,9 +13,7 @@
         movl    $(PT + IDENTITY), PD + 4 * 4
         movl    $handler, %eax
         call    set_gate
-        movw    $0x7ff, 0x8800
-        movl    $IDT, 0x8802
-        lidtl   0x8800
+        load_idt IDT
         paging  PD
         movl    $1f, %ebp
         movl    0x500000, %eax
@@ -27,11 +25,7 @@
         movl    0x500008, %eax
 1:      power_off
 set_gate:
-        movw    %ax, IDT + 14 * 8
-        movw    $8, IDT + 14 * 8 + 2
-        movw    $0x8e00, IDT + 14 * 8 + 4
-        shrl    $16, %eax
-        movw    %ax, IDT + 14 * 8 + 6
+        fault_gate IDT
         ret
         .balign 64
 handler:

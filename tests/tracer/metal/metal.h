@@ -42,6 +42,22 @@ protected:
         movl    %eax, %cr0
 .endm
 
+/* Page faults go to the address in eax, which is lost: an interrupt gate. */
+.macro fault_gate idt
+        movw    %ax, \idt + 14 * 8
+        movw    $8, \idt + 14 * 8 + 2
+        movw    $0x8e00, \idt + 14 * 8 + 4
+        shrl    $16, %eax
+        movw    %ax, \idt + 14 * 8 + 6
+.endm
+
+/* Load an interrupt table in RAM. */
+.macro load_idt idt
+        movw    $0x7ff, 0x8800
+        movl    $\idt, 0x8802
+        lidtl   0x8800
+.endm
+
 .macro power_off
         xorl    %eax, %eax
         outb    %al, $0xf4

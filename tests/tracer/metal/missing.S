@@ -13,14 +13,8 @@
         movl    $(0x300000 + IDENTITY), PT_HIGH
         movl    $(TABLE + IDENTITY), PT_HIGH + 8
         movl    $handler, %eax
-        movw    %ax, IDT + 14 * 8
-        movw    $8, IDT + 14 * 8 + 2
-        movw    $0x8e00, IDT + 14 * 8 + 4
-        shrl    $16, %eax
-        movw    %ax, IDT + 14 * 8 + 6
-        movw    $0x7ff, 0x8800
-        movl    $IDT, 0x8802
-        lidtl   0x8800
+        fault_gate IDT
+        load_idt IDT
         paging  PD
         movl    0x400ffe, %ebx
         movl    $(0x310000 + IDENTITY), %ebx
