@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from analyzer.cache import hash_function
 from analyzer.counters import Counters
 from analyzer.fast import events, frames
+from analyzer.fast.compiled import is_kept
 from analyzer.fast.layout import (
     BIRTH,
     CHAINS,
@@ -95,6 +96,11 @@ class Kernel:
         self._rows: list[Ints] = []
         self._births: list[Ints] = []
         events.begin(*self._arrays.all())
+
+    @staticmethod
+    def is_compiled() -> bool:
+        """Whether an earlier use left the compiled code that making one needs."""
+        return is_kept(events.begin)
 
     def feed(self, batch: Batch) -> None:
         """Replay a batch. Its vCPUs are known to exist, its rows of side tables too."""

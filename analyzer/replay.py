@@ -77,7 +77,9 @@ def prepare(parameters: Parameters, wanted: str | None, audit: bool = False) -> 
             if choose_core(wanted, audit)[0] == "fast":
                 from analyzer.kernel import Kernel
 
-                Kernel(parameters)
+                # The process ends no sooner than this thread, and compiling cannot be stopped: Ctrl-C would wait for it.
+                if Kernel.is_compiled():
+                    Kernel(parameters)
 
     thread = threading.Thread(target=load)
     thread.start()

@@ -34,3 +34,8 @@ def compiled(function: F) -> F:
 def entry(function: F) -> F:
     """Compile a function that Python calls, and keep the result; no other thread waits for it while it runs."""
     return cast(F, numba.njit(nogil=True, error_model="numpy", cache=True)(function))
+
+
+def is_kept(function: Callable[..., Any]) -> bool:
+    """Whether what an entry was compiled to lies in the cache, so that calling it compiles nothing."""
+    return any(Path(function.stats.cache_path).glob(f"*.{function.__name__}-*.nbi"))  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -43,6 +44,14 @@ def test_a_core_is_loaded_ahead_where_it_will_run() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout.split(), done.stderr) == (["False", "False", "True"], "")
+
+
+def test_nothing_is_compiled_ahead(tmp_path: Path) -> None:
+    """Ctrl-C, or a trace that is refused, would wait for it."""
+    code = "from analyzer import replay; from analyzer.model import parameters; replay.prepare(parameters('kvm-2.6.20'), 'fast').join()"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list(tmp_path.rglob("*.nbi"))
 
 
 def write(path: Path, events: list[Event], vcpus: int = 1) -> Path:

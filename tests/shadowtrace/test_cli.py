@@ -220,7 +220,7 @@ sys.exit(shadowtrace.start.main())
 
 @pytest.mark.parametrize(
     ("first", "arguments"),
-    [("shadowtrace.export", ["export", "--format", "perfetto", "--replay", "-o"]), ("numba", ["replay", "--core", "fast", "--state"])],
+    [("shadowtrace.export", ["export", "--format", "perfetto", "--replay", "-o"]), ("db.btree", ["replay", "--core", "fast", "--state"])],
 )
 def test_an_interrupt_that_a_callback_swallowed_is_not_lost(first: str, arguments: list[str], trace: Path) -> None:
     """Ctrl-C comes while the callback of a weak reference runs, of which imports make thousands: Python drops what that raises."""
