@@ -6,7 +6,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from sqlalchemy import func, select
 
 from analyzer.stays import History
 from analyzer.story import Mark, Root, Story
@@ -62,6 +61,5 @@ def _marks(trace: TraceReader) -> list[dict[str, Any]]:
 
 
 def _accesses(trace: TraceReader, after: int, last: int) -> int:
-    event = trace.table("event")
-    chosen = (event.c.seq > after) & (event.c.seq <= last) & (event.c.kind == int(Kind.ACCESS))
-    return int(trace.query(select(func.count()).select_from(event).where(chosen)).scalar())
+    sql = "SELECT count(*) FROM event WHERE seq > :after AND seq <= :last AND kind = :kind"
+    return trace.number(sql, {"after": after, "last": last, "kind": Kind.ACCESS})

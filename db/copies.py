@@ -8,54 +8,49 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import Connection
-
-from db import models
 from db.errors import StorageError, TraceError
-from db.opening import SQLITE_ERRORS, check_schema, connect, damage, engine, harden, trace_error
+from db.opening import SQLITE_ERRORS, GuardedConnection, check_schema, connect, damage, expected_schema, harden, statements, trace_error
 from db.private import COPY, private_folder
-from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
+from db.schema import APPLICATION_ID, SCHEMA_VERSION
 
 #: What a rollback journal ends with if it names another journal, which SQLite would then look for and may delete.
 _NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
 
 
-def create_tables(connection: Connection) -> None:
+def create_tables(connection: sqlite3.Connection) -> None:
     """Make today's tables and views in an empty database, and say which schema that is."""
-    connection.exec_driver_sql("BEGIN")
-    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    models.metadata.create_all(connection)
-    for name, _, query in VIEWS:
-        connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
+    connection.execute("BEGIN")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    for statement in statements(SCHEMA_VERSION):
+        connection.execute(statement)
     connection.commit()
 
 
-def check_old(connection: Connection, path: Path, version: int) -> None:
+def check_old(connection: GuardedConnection, version: int) -> None:
     """Raise ``TraceError`` unless a file of an older schema is whole and exactly of that schema."""
-    check_schema(connection, path, version)
-    found = damage(connection, path, whole=True)
+    check_schema(connection, version)
+    found = damage(connection, whole=True)
     if found:
-        raise TraceError(f"{path} is damaged: {found[0]}", "what can be read: sqlite3 FILE .recover")
+        raise TraceError(f"{connection.path} is damaged: {found[0]}", "what can be read: sqlite3 FILE .recover")
 
 
-def _copy_rows(old: Path, connection: Connection) -> None:
+def _copy_rows(old: Path, connection: sqlite3.Connection) -> None:
     """Fill today's empty tables with an older trace's rows: the columns that both have. The old file must have been checked.
 
     Raises ``TraceError`` where its rows are not of the types that its columns say.
     """
-    raw = connection.connection.driver_connection
-    assert isinstance(raw, sqlite3.Connection)
-    raw.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    tables = [name for name, (kind, _) in expected_schema(SCHEMA_VERSION).items() if kind == "table"]
     try:
-        raw.execute("ATTACH ? AS old", (f"{old.absolute().as_uri()}?mode=ro",))
-        for table in models.metadata.sorted_tables:
-            theirs = {row[1] for row in raw.execute(f"PRAGMA old.table_info({table.name})")}
-            columns = ", ".join(f'"{column.name}"' for column in table.columns if column.name in theirs)
+        connection.execute("ATTACH ? AS old", (f"{old.absolute().as_uri()}?mode=ro",))
+        for table in tables:
+            ours, theirs = ([row[1] for row in connection.execute(f"PRAGMA {side}.table_info({table})")] for side in ("main", "old"))
+            columns = ", ".join(f'"{name}"' for name in ours if name in theirs)
             if columns:
-                raw.execute(f"INSERT INTO main.{table.name} ({columns}) SELECT {columns} FROM old.{table.name}")  # noqa: S608 - names of ours
-        raw.commit()
-        raw.execute("DETACH old")
+                connection.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM old.{table}")  # noqa: S608 - names of ours
+        connection.commit()
+        connection.execute("DETACH old")
     except sqlite3.IntegrityError as error:
         raise TraceError(f"{old} is damaged: {error}", "what can be read: sqlite3 FILE .recover") from error
     except SQLITE_ERRORS as error:
@@ -88,10 +83,10 @@ def upgraded_copy(old: Path) -> PrivateCopy:
     """A private copy of an older trace in today's schema; ``check_old`` must have found it good."""
     copy = PrivateCopy(old)
     try:
-        with engine(copy.path, "rwc").connect() as connection:
+        with contextlib.closing(connect(copy.path, "rwc")) as connection:
             # Nobody needs the copy after a crash.
-            connection.exec_driver_sql("PRAGMA synchronous = OFF")
-            connection.exec_driver_sql("PRAGMA journal_mode = MEMORY")
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("PRAGMA journal_mode = MEMORY")
             create_tables(connection)
             _copy_rows(old, connection)
     except BaseException:

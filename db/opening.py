@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.dialects import sqlite as dialect
-from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.pool import NullPool
-from sqlalchemy.schema import CreateTable
-
-from db import models
 from db.errors import TraceError
-from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
+from db.schema import APPLICATION_ID, SCHEMA_VERSION
 
 #: A file above this is looked through whole only by ``verify``: at 40 MB, two million events, it takes 0.2 s.
 CHECKED_BYTES = 64 << 20
@@ -46,12 +41,15 @@ _LIMITS = {
 #: What a reading connection may do once it is set up; SQLite asks for each statement.
 _READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_TRANSACTION}
 _NOT_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
-_PRAGMAS = {"application_id", "user_version", "quick_check", "read_uncommitted"}
+_PRAGMAS = {"application_id", "user_version", "quick_check", "table_info"}
 
 #: The progress handler is called after so many steps of SQLite's machine; a statement may take so many for each byte of the file.
 _STEPS = 100_000
 _STEPS_PER_BYTE = 20
 _FREE_CALLS = 100
+
+#: Rows that a query fetches at once.
+_FETCHED = 8192
 
 #: What Python's sqlite3 raises: it fails to decode a message that quotes a damaged schema.
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
@@ -102,34 +100,56 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
 
-def engine(path: Path, mode: str) -> Engine:
-    """SQLAlchemy's engine over a file of our own making: to write it."""
-    return create_engine("sqlite://", creator=lambda: connect(path, mode), poolclass=NullPool)
+class GuardedConnection:
+    """A connection of SQLite's own to a file that may be hostile: a statement does no more than a trace needs, or is ended.
 
+    Whatever SQLite says against the file is a ``TraceError``. ``path`` is what errors call it, where ``file`` is a copy.
+    """
 
-def reading_engine(path: Path, budget: Budget) -> Engine:
-    """SQLAlchemy's engine over a file that may be hostile: to read it. Whatever SQLite says against it is a ``TraceError``."""
-    opened = create_engine("sqlite://", creator=lambda: _guarded(path, budget), poolclass=NullPool)
+    def __init__(self, file: Path, mode: str = "ro", path: Path | None = None) -> None:
+        self.file = file
+        self.path = path or file
+        self._budget = Budget(file)
+        try:
+            self.raw = connect(file, mode)
+            self._guard(mode)
+        except SQLITE_ERRORS as error:
+            raise trace_error(self.path, error) from error
 
-    def explain(context: ExceptionContext) -> None:
-        if isinstance(context.original_exception, SQLITE_ERRORS):
-            raise trace_error(path, context.original_exception, budget) from context.original_exception
+    def _guard(self, mode: str) -> None:
+        try:
+            harden(self.raw)
+            if mode == "ro":
+                self.raw.execute("PRAGMA query_only = ON")
+                self.raw.set_authorizer(_allow)
+                self.raw.set_progress_handler(self._budget.step, _STEPS)
+        except BaseException:
+            self.close()
+            raise
 
-    event.listen(opened, "handle_error", explain)
-    return opened
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
-def _guarded(path: Path, budget: Budget) -> sqlite3.Connection:
-    connection = connect(path, "ro")
-    try:
-        harden(connection)
-        connection.execute("PRAGMA query_only = ON")
-        connection.set_authorizer(_allow)
-        connection.set_progress_handler(budget.step, _STEPS)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    def close(self) -> None:
+        """Let go of the file."""
+        self.raw.close()
+
+    def rows(self, sql: str, parameters: Mapping[str, int | None] | None = None) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query, fetched by the thousand."""
+        self._budget.renew()
+        try:
+            cursor = self.raw.execute(sql, dict(parameters or {}))
+            while rows := cursor.fetchmany(_FETCHED):
+                yield from rows
+        except SQLITE_ERRORS as error:
+            raise trace_error(self.path, error, self._budget) from error
+
+    def row(self, sql: str, parameters: Mapping[str, int | None] | None = None) -> tuple[Any, ...] | None:
+        """The first row of a query; ``None`` where it has none."""
+        return next(self.rows(sql, parameters), None)
 
 
 def harden(connection: sqlite3.Connection) -> None:
@@ -159,16 +179,17 @@ def trace_error(path: Path, error: BaseException, budget: Budget | None = None) 
     return TraceError(f"{path} is damaged: {said}", "what can be read: sqlite3 FILE .recover")
 
 
-def identify(connection: Connection, path: Path) -> int:
+def identify(connection: GuardedConnection) -> int:
     """The file's schema version; ``TraceError`` where it is no trace, or one from the future."""
+    path = connection.path
     try:
-        application = connection.exec_driver_sql("PRAGMA application_id").scalar()
-        version = connection.exec_driver_sql("PRAGMA user_version").scalar()
+        application = connection.row("PRAGMA application_id")
+        (version,) = connection.row("PRAGMA user_version") or (None,)
     except TraceError as error:
-        if isinstance(error.__cause__, SQLITE_ERRORS) and "is damaged" in str(error) and not _claims_to_be_one(path):
+        if isinstance(error.__cause__, SQLITE_ERRORS) and "is damaged" in str(error) and not _claims_to_be_one(connection.file):
             raise _no_trace(path) from error
         raise
-    if application != APPLICATION_ID:
+    if application != (APPLICATION_ID,):
         raise _no_trace(path)
     if not isinstance(version, int) or version < 1:
         raise TraceError(f"{path} has schema {version}, which there never was", "record it again")
@@ -192,23 +213,23 @@ def _no_trace(path: Path) -> TraceError:
     return TraceError(f"{path} is not a trace", "shadowtrace record writes one, shadowtrace import converts one")
 
 
-def _writer(connection: Connection) -> str:
+def _writer(connection: GuardedConnection) -> str:
     """Which shadowtrace gave a file of a later schema its form."""
     for column in ("upgraded_by", "version"):
         try:
-            found = connection.exec_driver_sql(f"SELECT {column} FROM recording").scalar()  # noqa: S608 - a name of ours
+            found = connection.row(f"SELECT {column} FROM recording")  # noqa: S608 - a name of ours
         except TraceError:
             continue
-        if isinstance(found, str) and re.fullmatch(r"[0-9A-Za-z.+-]{1,40}", found):
-            return found
+        if found and isinstance(found[0], str) and re.fullmatch(r"[0-9A-Za-z.+-]{1,40}", found[0]):
+            return found[0]
     return "of a later version"
 
 
-def check_schema(connection: Connection, path: Path, version: int) -> None:
+def check_schema(connection: GuardedConnection, version: int) -> None:
     """Raise ``TraceError`` where the file's tables and views are not, to the letter, those of its schema version."""
-    expected = expected_schema(version)
+    path, expected = connection.path, expected_schema(version)
     found: dict[str, tuple[str, str]] = {}
-    for kind, name, sql in connection.exec_driver_sql("SELECT type, name, sql FROM sqlite_schema"):
+    for kind, name, sql in connection.rows("SELECT type, name, sql FROM sqlite_schema"):
         if name not in expected or name in found:
             raise TraceError(f"{path} has {_KINDS.get(kind, 'a thing')} {_quoted(name)}, which no trace has", _FOREIGN)
         found[name] = (str(kind), plain(sql) if isinstance(sql, str) else "")
@@ -228,21 +249,16 @@ def _quoted(name: object) -> str:
 
 def expected_schema(version: int) -> dict[str, tuple[str, str]]:
     """By name: whether it is a table or a view, and its SQL made plain."""
-    statements = _todays() if version == SCHEMA_VERSION else _historical(version)
     schema = {}
-    for sql in statements:
+    for sql in statements(version):
         kind, name = re.split(r"[\s(]+", sql.strip(), maxsplit=3)[1:3]
         schema[name.strip('"')] = (kind.lower(), plain(sql))
     return schema
 
 
 @lru_cache
-def _todays() -> tuple[str, ...]:
-    tables = (str(CreateTable(table).compile(dialect=dialect.dialect())) for table in models.metadata.sorted_tables)
-    return (*tables, *(f"CREATE VIEW {name} AS {query}" for name, _, query in VIEWS))
-
-
-def _historical(version: int) -> tuple[str, ...]:
+def statements(version: int) -> tuple[str, ...]:
+    """What makes the tables and views of a schema version."""
     text = "".join(line for line in (_HISTORY / f"v{version}.sql").open() if not line.startswith("--"))
     return tuple(statement for statement in text.split(";\n") if statement.strip())
 
@@ -252,16 +268,16 @@ def plain(sql: str) -> str:
     return re.sub(r" ?([(),]) ?", r"\1", re.sub(r"\s+", " ", sql)).strip()
 
 
-def damage(connection: Connection, path: Path, whole: bool) -> list[str]:
+def damage(connection: GuardedConnection, whole: bool) -> list[str]:
     """What ``PRAGMA quick_check`` finds, at most a few lines: in the whole file, or in a large one in its small tables alone."""
-    if whole or path.stat().st_size <= CHECKED_BYTES:
-        statements = ["PRAGMA quick_check(5)"]
+    if whole or connection.file.stat().st_size <= CHECKED_BYTES:
+        questions = ["PRAGMA quick_check(5)"]
     else:
-        statements = [f"PRAGMA quick_check({table})" for table in _SMALL]
+        questions = [f"PRAGMA quick_check({table})" for table in _SMALL]
     found: list[Any] = []
-    for statement in statements:
+    for question in questions:
         try:
-            found += [row[0] for row in connection.exec_driver_sql(statement) if row[0] != "ok"]
+            found += [row[0] for row in connection.rows(question) if row[0] != "ok"]
         except TraceError as error:
             # SQLite gives up at some damage instead of listing it.
             found.append(str(error))

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from db.errors import EXIT_LIMIT, ShadowtraceError, UsageError
-from db.models import metadata
 from db.opening import connect, harden
 from db.schema import VIEWS
 from db.trace import TraceReader
@@ -86,6 +85,9 @@ class Session:
 
     def catalogue(self) -> list[tuple[str, str, str]]:
         """What can be asked for, views first: name, what it holds, its columns."""
+        # Nothing else here takes SQLAlchemy, which is as long in loading as all the rest.
+        from db.models import metadata
+
         about = [(name, text) for name, text, _ in VIEWS] + [(table.name, table.comment or "") for table in metadata.sorted_tables]
         return [(name, text, ", ".join(self._columns(name))) for name, text in about]
 

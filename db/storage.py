@@ -10,10 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
-
 from db.errors import StorageError, TraceError, UsageError
-from db.opening import SQLITE_ERRORS, Budget, identify, reading_engine
+from db.opening import SQLITE_ERRORS, GuardedConnection, identify
 
 #: File systems over a network, by the names that mountinfo has: their locks and shared memory are not what SQLite's log needs.
 _NETWORK = {
@@ -161,8 +159,8 @@ def _refuse_foreign(path: Path) -> None:
     """``--force`` replaces traces, and empty files; nothing else."""
     if path.stat().st_size:
         try:
-            with reading_engine(path, Budget(path)).connect() as connection:
-                identify(connection, path)
+            with GuardedConnection(path) as connection:
+                identify(connection)
         except TraceError as error:
             raise UsageError(f"{path} is not a trace, so --force does not replace it", "name another file") from error
 
@@ -172,6 +170,5 @@ def storage_errors(path: Path) -> Iterator[None]:
     """What goes wrong while writing, as a ``StorageError``."""
     try:
         yield
-    except (SQLAlchemyError, *SQLITE_ERRORS) as error:
-        reason = error.orig if isinstance(error, DatabaseError) else error
-        raise StorageError(f"{path} cannot be written: {reason}", "is the disk full, or the folder read-only?") from error
+    except SQLITE_ERRORS as error:
+        raise StorageError(f"{path} cannot be written: {error}", "is the disk full, or the folder read-only?") from error

@@ -8,14 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import REAL, Connection, Integer, LargeBinary, Table, Text, func, insert, select
-from sqlalchemy.exc import SQLAlchemyError
-
-from db import models
 from db.copies import PrivateCopy, check_old, finished_copy, unfinished, upgraded_copy
 from db.errors import TraceError
 from db.event import ACCESS_FAULT, MAX_GPA, MAX_VCPUS, Event, Kind, is_content, is_event, unsigned
-from db.opening import SQLITE_ERRORS, Budget, check_schema, damage, engine, harden, identify, reading_engine, trace_error
+from db.opening import SQLITE_ERRORS, GuardedConnection, check_schema, damage, identify
 from db.schema import SCHEMA_VERSION
 from db.storage import is_being_written
 
@@ -23,35 +19,14 @@ _LOG = logging.getLogger(__name__)
 
 _HAVE_EXTRA = frozenset((Kind.REGS, Kind.PAGE))
 
-_PYTHON_TYPES: dict[type, tuple[type, ...]] = {Integer: (int,), Text: (str,), LargeBinary: (bytes,), REAL: (float, int)}
-
-#: Rows that a streamed query fetches at once.
-_STREAMED = 8192
+_PYTHON_TYPES: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "TEXT": (str,), "BLOB": (bytes,), "REAL": (float, int)}
 
 #: An event row as the file holds it: seq, kind, vcpu, flags, addr, value; addr and value signed.
 Row = tuple[int, int, int, int, int, int]
 
 
-class OpenTrace:
-    """A trace's file while it is open, to write or to read: a context manager."""
-
-    _connection: Connection
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        engine = self._connection.engine
-        self._connection.close()
-        engine.dispose()
-
-
-class TraceReader(OpenTrace):
-    """A trace open for reading; it is never changed, and never trusted. Whoever writes it in this process says ``live``.
+class TraceReader:
+    """A trace open for reading: a context manager. It is never changed, and never trusted. Whoever writes it in this process says ``live``.
 
     A trace of an older schema is read from an upgraded private copy; ``upgraded_from`` then has its own. Raises ``TraceError`` where
     the file is missing, is no trace, has a newer schema or one that was tampered with, or is damaged; with ``check`` off damage is
@@ -68,7 +43,7 @@ class TraceReader(OpenTrace):
             raise TraceError(f"there is no file {path}", "record one: shadowtrace record GUEST -o FILE.db")
         self.live = live if live is not None else is_being_written(path)
         """Whether the trace was still being written when it was opened."""
-        self._open(path)
+        self._connection = GuardedConnection(path)
         try:
             if live is None:
                 self._look(check)
@@ -77,50 +52,52 @@ class TraceReader(OpenTrace):
             self.close()
             raise
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the file."""
-        super().close()
+        self._connection.close()
         if self._copy is not None:
             self._copy.close()
-
-    def _open(self, path: Path) -> None:
-        self._budget = Budget(path)
-        self._connection = reading_engine(path, self._budget).connect()
 
     def _look(self, check: bool) -> None:
         """Who wrote the file, in which schema, and whether it is what it should be."""
         try:
-            version = identify(self._connection, self.path)
+            version = identify(self._connection)
         except TraceError:
             if self.live or not unfinished(self.path):
                 raise
             # Killed while it stored something, or unsealed in a folder that SQLite cannot use: neither is mended where it lies.
-            super().close()
-            self._copy = finished_copy(self.path)
-            self._open(self._copy.path)
-            version = identify(self._connection, self.path)
+            self._read_copy(finished_copy(self.path))
+            version = identify(self._connection)
         if version < SCHEMA_VERSION:
             self._upgrade(version)
             return
-        check_schema(self._connection, self.path, version)
-        if check and (found := damage(self._connection, self.file, whole=False)):
+        check_schema(self._connection, version)
+        if check and (found := damage(self._connection, whole=False)):
             raise TraceError(f"{self.path} is damaged: {found[0]}", "what can be read: sqlite3 FILE .recover")
 
     @property
     def file(self) -> Path:
         """The file that is read: the trace, or a private copy of it."""
-        return self.path if self._copy is None else self._copy.path
+        return self._connection.file
 
     def _upgrade(self, version: int) -> None:
         """Go on with a copy in today's schema."""
-        check_old(self._connection, self.path, version)
-        super().close()
-        before, self._copy = self._copy, upgraded_copy(self.file)
-        if before is not None:
-            before.close()
-        self._open(self._copy.path)
+        check_old(self._connection, version)
+        self._read_copy(upgraded_copy(self.file))
         self.upgraded_from = version
         _LOG.warning("%s has schema %d: read through an upgraded copy; shadowtrace upgrade keeps one", self.path, version)
+
+    def _read_copy(self, copy: PrivateCopy) -> None:
+        """Go on with a copy instead of what has been read."""
+        self.close()
+        self._copy = copy
+        self._connection = GuardedConnection(copy.path, path=self.path)
 
     def _recording(self) -> dict[str, Any]:
         rows = self.rows("recording")
@@ -138,43 +115,34 @@ class TraceReader(OpenTrace):
 
     def damage(self) -> list[str]:
         """What SQLite finds wrong with the file's structure, at most a few lines: none in a whole file."""
-        return damage(self._connection, self.file, whole=True)
-
-    def query(self, statement: Any) -> Any:
-        """The result of a SELECT; a damaged file raises ``TraceError``, now or when its rows are read."""
-        self._budget.renew()
-        return self._connection.execute(statement)
+        return damage(self._connection, whole=True)
 
     def stream(self, sql: str, parameters: Mapping[str, int | None] | None = None) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query in SQL's own words, as the file holds them: the quickest way through many events."""
-        self._budget.renew()
-        try:
-            cursor = self._connection.connection.cursor()
-            cursor.execute(sql, dict(parameters or {}))
-            while rows := cursor.fetchmany(_STREAMED):
-                yield from rows
-        except SQLITE_ERRORS as error:
-            raise trace_error(self.path, error, self._budget) from error
+        """The rows of a query as the file holds them; a damaged file raises ``TraceError`` when they are read."""
+        return self._connection.rows(sql, parameters)
 
-    def table(self, name: str) -> Table:
-        """A table, to build queries with."""
-        return models.metadata.tables[name]
+    def number(self, sql: str, parameters: Mapping[str, int | None] | None = None) -> int:
+        """The one number that a query answers; 0 for NULL, and for none."""
+        row = self._connection.row(sql, parameters)
+        return int(row[0] or 0) if row else 0
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """Every row of a small table, in order of its key. Values that are not of their column's type raise ``TraceError``."""
-        columns = models.metadata.tables[table]
-        rows = [dict(row._mapping) for row in self._in_order(select(columns).order_by(next(iter(columns.primary_key))), table)]
-        for column in columns.columns:
-            kinds = _PYTHON_TYPES[type(column.type)] + ((type(None),) if column.nullable else ())
+        columns = [(name, kind, filled) for _, name, kind, filled, *_ in self.stream(f"PRAGMA table_info({table})")]
+        names = [name for name, _, _ in columns]
+        rows = [dict(zip(names, row, strict=True)) for row in self._in_order(table)]
+        for name, kind, filled in columns:
+            kinds = _PYTHON_TYPES[kind] + (() if filled else (type(None),))
             for row in rows:
-                if type(row[column.name]) not in kinds:
-                    raise self.damaged(f"{table}.{column.name} holds a {type(row[column.name]).__name__}")
+                if type(row[name]) not in kinds:
+                    raise self.damaged(f"{table}.{name} holds a {type(row[name]).__name__}")
         return rows
 
-    def _in_order(self, statement: Any, table: str) -> Iterator[Any]:
-        """Rows by their key, the first column. A key that does not grow is from a tree that was tied into a knot."""
+    def _in_order(self, table: str, after: int | None = None) -> Iterator[tuple[Any, ...]]:
+        """Rows by their key, the first column, past ``after``. A key that does not grow is from a tree that was tied into a knot."""
+        chosen = "" if after is None else f"WHERE seq > {after:d}"
         last = None
-        for row in self.query(statement):
+        for row in self.stream(f"SELECT * FROM {table} {chosen} ORDER BY 1"):  # noqa: S608 - names of ours
             if type(row[0]) is not int or (last is not None and row[0] <= last):
                 raise self.damaged(f"{table} has a row out of order")
             last = row[0]
@@ -182,11 +150,11 @@ class TraceReader(OpenTrace):
 
     def storing_instructions(self) -> list[int]:
         """Where the instructions are that stored to tables: virtual addresses, each once."""
-        return [unsigned(pc) for (pc,) in self.query(select(models.store_origin.c.pc).distinct())]
+        return [unsigned(pc) for (pc,) in self.stream("SELECT DISTINCT pc FROM store_origin")]
 
     def count(self) -> int:
         """Events in the file now."""
-        return int(self.query(select(func.coalesce(func.max(models.event.c.seq), 0))).scalar() or 0)
+        return self.number("SELECT max(seq) FROM event")
 
     def events(self, kinds: Sequence[Kind] = tuple(Kind), after: int = 0, faults_only: bool = False) -> Iterator[Event]:
         """The events of these kinds past event ``after``, in order, one pass, unsigned numbers.
@@ -198,14 +166,13 @@ class TraceReader(OpenTrace):
             Kind.CR3: self.side("pdptes", after),
             Kind.PAGE: self.contents(after),
         }
-        columns = select(models.event).where(models.event.c.seq > after).order_by(models.event.c.seq)
+        sql = f"SELECT * FROM event WHERE seq > {after:d}"  # noqa: S608 - numbers of ours
         if len(kinds) < len(Kind):
-            columns = columns.where(models.event.c.kind.in_([int(kind) for kind in kinds]))
+            sql += f" AND kind IN ({', '.join(f'{kind:d}' for kind in kinds)})"
         if faults_only:
-            columns = columns.where((models.event.c.kind != int(Kind.ACCESS)) | (models.event.c.flags.bitwise_and(ACCESS_FAULT) != 0))
+            sql += f" AND (kind <> {Kind.ACCESS:d} OR flags & {ACCESS_FAULT:d} <> 0)"
         last = after
-        # SQLAlchemy would make an object of each row.
-        for seq, kind, vcpu, flags, addr, value in self.stream(str(columns.compile(compile_kwargs={"literal_binds": True}))):
+        for seq, kind, vcpu, flags, addr, value in self.stream(f"{sql} ORDER BY seq"):
             extra = sides[kind].get(seq) if kind in sides else None
             good = is_event(seq, kind, vcpu, flags, addr, value) and last < seq and (extra is not None or kind not in _HAVE_EXTRA)
             if not good:
@@ -215,18 +182,16 @@ class TraceReader(OpenTrace):
 
     def side(self, name: str, after: int = 0) -> dict[int, tuple[int | None, ...]]:
         """What ``mode_registers`` or ``pdptes`` has for each event past ``after``, unsigned; ``TraceError`` where that is no number."""
-        table = models.metadata.tables[name]
-        rows = self._in_order(select(table).where(table.c.seq > after).order_by(table.c.seq), table.name)
+        rows = self._in_order(name, after)
         try:
             return {row[0]: tuple(None if number is None else unsigned(number) for number in row[1:]) for row in rows}
         except TypeError as error:
-            raise self.damaged(f"{table.name} holds what is no number") from error
+            raise self.damaged(f"{name} holds what is no number") from error
 
     def contents(self, after: int = 0) -> dict[int, bytes]:
         """The packed words of each content past event ``after``; ``TraceError`` where they are none of a page."""
         contents: dict[int, bytes] = {}
-        columns = select(models.content).where(models.content.c.seq > after).order_by(models.content.c.seq)
-        for seq, words in self._in_order(columns, "content"):
+        for seq, words in self._in_order("content", after):
             if not isinstance(words, bytes) or not is_content(words):
                 raise self.damaged(f"the content at event {seq} is none of a page")
             contents[seq] = words
@@ -238,20 +203,19 @@ def store_run(path: Path, **columns: Any) -> bool:
     try:
         if is_being_written(path):
             return False
-        with engine(path, "rw").connect() as connection:
-            harden(connection.connection.driver_connection)  # type: ignore[arg-type]
-            if identify(connection, path) != SCHEMA_VERSION:
+        with GuardedConnection(path, "rw") as connection:
+            if identify(connection) != SCHEMA_VERSION:
                 return False
-            check_schema(connection, path, SCHEMA_VERSION)
-            if connection.scalar(select(models.recording.c.ended)) is None:
+            check_schema(connection, SCHEMA_VERSION)
+            if connection.row("SELECT 1 FROM recording WHERE ended IS NOT NULL") is None:
                 return False
             # One that could not be folded into one file when its recording ended is folded now.
-            connection.rollback()
-            connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            number = connection.scalar(select(func.coalesce(func.max(models.run.c.id), 0)))
-            connection.execute(insert(models.run).values(id=(number or 0) + 1, **columns))
-            connection.commit()
-    except (SQLAlchemyError, *SQLITE_ERRORS, TraceError, OSError):
+            connection.raw.execute("PRAGMA journal_mode = DELETE")
+            names = ", ".join(columns)
+            values = ", ".join(f":{name}" for name in columns)
+            # One statement: of two who keep a run at the same time neither takes the other's number.
+            connection.raw.execute(f"INSERT INTO run (id, {names}) SELECT coalesce(max(id), 0) + 1, {values} FROM run", columns)  # noqa: S608
+            connection.raw.commit()
+    except (*SQLITE_ERRORS, TraceError, OSError):
         return False
     return True

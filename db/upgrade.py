@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
-from sqlalchemy import update
-
-from db import models
 from db.errors import UsageError
-from db.opening import engine
+from db.opening import connect
 from db.schema import SCHEMA_VERSION
 from db.storage import refuse_existing, storage_errors
 from db.trace import TraceReader
@@ -27,8 +25,9 @@ def upgrade(source: Path, target: Path, force: bool, version: str) -> int:
         partial = target.with_name(f".{target.name}.partial")
         try:
             shutil.copyfile(trace.file, partial)
-            with storage_errors(target), engine(partial, "rw").begin() as connection:
-                connection.execute(update(models.recording).values(upgraded_by=version))
+            with storage_errors(target), contextlib.closing(connect(partial, "rw")) as connection:
+                connection.execute("UPDATE recording SET upgraded_by = ?", (version,))
+                connection.commit()
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)

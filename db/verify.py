@@ -6,18 +6,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from sqlalchemy import func, not_, select
-
 from db.errors import UsageError
 from db.event import WRITE_SEEN_SHIFT, WRITE_SIZE, Kind, Seen, unpack_words
-from db.models import event as event_table
-from db.models import loss
 from db.rebuild import TABLE_KINDS, Rebuilt
 from db.trace import TraceReader
 from db.tracking import Tracking
 from x86.paging import BASE64, PAGE_BYTES, PAGE_SHIFT, PRESENT, WALKER_BITS
 
 _SHOWN = 3
+
+_STRAY_ORIGINS = f"""\
+SELECT store_origin.seq FROM store_origin LEFT JOIN event USING (seq)
+WHERE NOT coalesce(kind = {Kind.WRITE:d} AND flags >> {WRITE_SEEN_SHIFT} = {Seen.EXACT:d}, 0)"""
+
+_EMPTY_FUNCTIONS = """\
+SELECT name FROM symbol LEFT JOIN (SELECT DISTINCT pc FROM store_origin) ON pc - address >= 0 AND pc - address < size
+WHERE pc IS NULL"""
+
+_OUT_OF_RANGE = f"""\
+SELECT seq FROM event
+WHERE kind NOT BETWEEN 1 AND 6 OR vcpu NOT BETWEEN 0 AND 63
+  OR kind = {Kind.WRITE:d} AND (flags & {WRITE_SIZE} NOT BETWEEN 1 AND 8 OR addr NOT BETWEEN 0 AND {(1 << 52) - 8})
+  OR kind = {Kind.PAGE:d} AND addr & {PAGE_BYTES - 1} <> 0"""
 
 
 @dataclass(frozen=True)
@@ -140,16 +150,14 @@ def _summary(trace: TraceReader, findings: dict[str, Finding]) -> None:
         findings["end-state"].not_applicable = "no tables were kept: paging was off, or the recording was cut short, or imported"
     if not trace.rows("memory_check"):
         findings["memory-checks"].not_applicable = "there was none"
-    count, first, last, most = trace.query(
-        select(func.count(), func.min(event_table.c.seq), func.max(event_table.c.seq), func.max(event_table.c.vcpu))
-    ).one()
+    count, first, last, most = next(trace.stream("SELECT count(*), min(seq), max(seq), max(vcpu) FROM event"))
     if recording["events"] is not None and recording["events"] != count:
         findings["counts"].fail(f"{count} events are there, {recording['events']} were sealed")
     if count and (first, last) != (1, count):
         findings["order"].fail(f"{count} events are numbered {first} to {last}")
     if count and most >= recording["vcpus"]:
         findings["vcpus"].fail(f"an event is of vCPU {most}, there are {recording['vcpus']}")
-    lost = trace.query(select(func.coalesce(func.sum(loss.c["count"]), 0))).scalar()
+    lost = trace.number("SELECT sum(count) FROM loss")
     if recording["lost"] is not None and recording["lost"] != lost:
         findings["losses"].fail(f"{lost} are in the rows, {recording['lost']} were sealed")
     at_most = count + sum(row["count"] for row in trace.rows("loss") if row["seq"] == count)
@@ -172,37 +180,19 @@ def _summary(trace: TraceReader, findings: dict[str, Finding]) -> None:
 
 
 def _origins(trace: TraceReader, finding: Finding) -> None:
-    origin, function = trace.table("store_origin"), trace.table("symbol")
-    by_store = (event_table.c.kind == Kind.WRITE) & (event_table.c.flags.op(">>")(WRITE_SEEN_SHIFT) == Seen.EXACT)
-    stray = select(origin.c.seq).outerjoin(event_table, event_table.c.seq == origin.c.seq).where(func.coalesce(not_(by_store), True))
-    for (seq,) in trace.query(stray):
+    for (seq,) in trace.stream(_STRAY_ORIGINS):
         finding.fail(f"event {seq} is no store that was seen itself")
-    pcs = select(origin.c.pc).distinct().subquery()
-    apart = pcs.c.pc - function.c.address
-    empty = select(function.c.name).outerjoin(pcs, (apart >= 0) & (apart < function.c.size)).where(pcs.c.pc.is_(None))
-    for (name,) in trace.query(empty):
+    for (name,) in trace.stream(_EMPTY_FUNCTIONS):
         finding.fail(f"nothing in {name!r} stored to a table")
 
 
 def _misshapen(trace: TraceReader) -> Iterator[str]:
     """Events without the row of their kind, or with columns out of range."""
     for name, kind in (("mode_registers", Kind.REGS), ("content", Kind.PAGE)):
-        side = trace.table(name)
-        missing = (
-            select(event_table.c.seq)
-            .outerjoin(side, side.c.seq == event_table.c.seq)
-            .where(event_table.c.kind == kind, side.c.seq.is_(None))
-        )
-        for (seq,) in trace.query(missing):
+        missing = f"SELECT event.seq FROM event LEFT JOIN {name} AS side USING (seq) WHERE kind = {kind:d} AND side.seq IS NULL"
+        for (seq,) in trace.stream(missing):
             yield f"event {seq} has no row in {name}"
-    size = event_table.c.flags.op("&")(WRITE_SIZE)
-    wrong = (
-        not_(event_table.c.kind.between(1, 6))
-        | not_(event_table.c.vcpu.between(0, 63))
-        | ((event_table.c.kind == Kind.WRITE) & (not_(size.between(1, 8)) | not_(event_table.c.addr.between(0, (1 << 52) - 8))))
-        | ((event_table.c.kind == Kind.PAGE) & (event_table.c.addr.op("&")(PAGE_BYTES - 1) != 0))
-    )
-    for (seq,) in trace.query(select(event_table.c.seq).where(wrong)):
+    for (seq,) in trace.stream(_OUT_OF_RANGE):
         yield f"event {seq} has a column out of range"
 
 

@@ -8,19 +8,22 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from sqlalchemy import func, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import create_engine, func, insert, select, update
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.event import listen
+from sqlalchemy.pool import NullPool
 
 from db import models
 from db.copies import create_tables
 from db.errors import StorageError
 from db.event import CR3_HAS_PDPTES, Event, Kind, signed
-from db.opening import engine
+from db.opening import SQLITE_ERRORS, connect
 from db.schema import SCHEMA_VERSION
 from db.storage import Reserve, check_place, clear, lock, refuse_existing, storage_errors
-from db.trace import OpenTrace, Row
+from db.trace import Row
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,8 +46,8 @@ _LOG_PAGES, _LEAST_LOG_PAGES, _PAGE = 1000, 16, 4096
 _SMALL_DISK, _ROW_BYTES = 4 << 20, 40
 
 
-class TraceWriter(OpenTrace):
-    """A trace being written. Batches are committed as they come; ``seal`` makes it one finished file.
+class TraceWriter:
+    """A trace being written: a context manager. Batches are committed as they come; ``seal`` makes it one finished file.
 
     ``sync`` is SQLite's ``synchronous``: with ``normal`` a power cut may take the last commits, with ``full`` it takes none; the file
     is whole either way. ``alone``: nobody is to read it before it is sealed; then SQLite shares no memory in a file with readers, which
@@ -62,7 +65,10 @@ class TraceWriter(OpenTrace):
         self._lock = lock(path)
         try:
             with storage_errors(path):
-                self._connection = engine(path, "rwc").connect()
+                self._raw = connect(path, "rwc")
+                self._engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=NullPool)
+                listen(self._engine, "handle_error", _as_sqlite_says)
+                self._connection = self._engine.connect()
                 if alone:
                     self._connection.exec_driver_sql("PRAGMA locking_mode = EXCLUSIVE")
                 self._create(sync)
@@ -73,7 +79,7 @@ class TraceWriter(OpenTrace):
 
     def _create(self, sync: str) -> None:
         connection = self._connection
-        create_tables(connection)
+        create_tables(self._raw)
         connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if sync == 'full' else 'NORMAL'}")
         # The log and its index take their places in the folder at the first change: now, not once there are events to lose.
@@ -85,9 +91,16 @@ class TraceWriter(OpenTrace):
             f"PRAGMA wal_autocheckpoint = {max(_LEAST_LOG_PAGES, min(_LOG_PAGES, self._reserve.size // _PAGE // 4))}"
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the file. What was committed stays."""
-        super().close()
+        self._connection.close()
+        self._engine.dispose()
         self._reserve.release()
         wal = self.path.with_name(self.path.name + "-wal")
         if self._two_files and wal.exists() and wal.stat().st_size:
@@ -161,13 +174,11 @@ class TraceWriter(OpenTrace):
     def _append_piece(self, piece: Sequence[Iterable[tuple[Any, ...]]]) -> int:
         """Commit rows of all the tables of ``_BATCH_TABLES``; how many events were among them."""
         # SQLite's own cursor: it takes an iterator, so no row is an object for longer than it is bound.
-        connection = self._connection.connection.driver_connection
-        assert isinstance(connection, sqlite3.Connection)
         try:
-            events, *_ = [_insert(connection, *table, rows) for table, rows in zip(_BATCH_TABLES, piece, strict=True)]
-            connection.commit()
+            events, *_ = [_insert(self._raw, *table, rows) for table, rows in zip(_BATCH_TABLES, piece, strict=True)]
+            self._raw.commit()
         except BaseException:
-            connection.rollback()
+            self._raw.rollback()
             raise
         return events
 
@@ -192,10 +203,16 @@ class TraceWriter(OpenTrace):
             self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.commit()
             self._connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
-        except SQLAlchemyError:
+        except SQLITE_ERRORS:
             # Somebody reads it just now, or there is no room. It is sealed all the same, though in two files.
             self._connection.rollback()
             self._two_files = True
+
+
+def _as_sqlite_says(context: ExceptionContext) -> None:
+    """Raise SQLite's own error instead of SQLAlchemy's: rows are inserted both ways, and fail in one."""
+    if isinstance(context.original_exception, SQLITE_ERRORS):
+        raise context.original_exception
 
 
 def _insert(connection: sqlite3.Connection, table: str, width: int, many: int, rows: Iterable[tuple[Any, ...]]) -> int:

@@ -1,5 +1,5 @@
 """Writes the parts of docs/ that are made from the code: verbs.md, counters.md, schema.md, checks.md,
-findings.md.
+findings.md; and today's schema into db/history.
 
 Run by ``make docs``; a test holds the files against what this would write.
 """
@@ -7,10 +7,13 @@ Run by ``make docs``; a test holds the files against what this would write.
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 import click
 from sqlalchemy import Table
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateTable
 
 from analyzer.counters import SECTIONS, definitions
 from analyzer.findings import RULES
@@ -217,7 +220,26 @@ def checks() -> str:
     return f"# Checks\n\nWhat `shadowtrace verify` looks at.\n\n| check | what it claims | why |\n| --- | --- | --- |\n{rows}\n"
 
 
-PAGES = {"verbs.md": verbs, "counters.md": counters, "schema.md": schema, "checks.md": checks, "findings.md": findings}
+def history() -> str:
+    """What makes today's tables and views, for db/history: readers and writers of traces go by it."""
+    tables = (
+        re.sub(r"\s*\n", "\n", str(CreateTable(table).compile(dialect=sqlite.dialect()))).strip().expandtabs(4)
+        for table in metadata.sorted_tables
+    )
+    views = (f"CREATE VIEW {name} AS {query}" for name, _, query in VIEWS)
+    return (
+        "\n\n".join([f"-- Schema {SCHEMA_VERSION}, from db/models.py and db/schema.py.", *(f"{sql};" for sql in (*tables, *views))]) + "\n"
+    )
+
+
+PAGES = {
+    "verbs.md": verbs,
+    "counters.md": counters,
+    "schema.md": schema,
+    "checks.md": checks,
+    "findings.md": findings,
+    f"../db/history/v{SCHEMA_VERSION}.sql": history,
+}
 
 
 def main() -> None:

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sqlalchemy import func, select
-
 from db.event import ACCESS_FAULT, Kind
 from db.trace import TraceReader
 from x86.registers import CR0_PG, paging_mode
 
 _QUADRANT_SHIFT = 30
+
+_FAULTS = f"SELECT count(*) FROM event WHERE kind = {Kind.ACCESS:d} AND flags & {ACCESS_FAULT:d} <> 0"
+_PAGING_ON = f"SELECT min(seq) FROM mode_registers WHERE cr0 & {CR0_PG:d} <> 0"
+_QUADRANTS = f"SELECT count(DISTINCT addr >> {_QUADRANT_SHIFT}) FROM event WHERE kind = {Kind.ACCESS:d} AND seq > ({_PAGING_ON})"
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,14 @@ def _numbers(expect: Expectation, trace: TraceReader) -> Iterator[str]:
     if trace.recording["engine"] != "plugin":
         # gdb sees changes, not each store, and not every INVLPG.
         return
-    event = trace.table("event").c
-    counts = {kind: trace.query(select(func.count()).where(event.kind == int(kind))).scalar() or 0 for kind in Kind}
+    counts = {kind: trace.number("SELECT count(*) FROM event WHERE kind = :kind", {"kind": kind}) for kind in Kind}
     wanted = [
         ("cr3 loads", expect.cr3, counts[Kind.CR3]),
         ("stores to tables", expect.stores, counts[Kind.WRITE]),
         ("INVLPGs", expect.invlpg, counts[Kind.INVLPG]),
     ]
     if trace.recording["touch"] != "none":
-        accesses = event.kind == int(Kind.ACCESS)
-        faults = trace.query(select(func.count()).where(accesses, event.flags.op("&")(ACCESS_FAULT) != 0)).scalar() or 0
-        registers = trace.table("mode_registers").c
-        paging = select(func.min(registers.seq)).where(registers.cr0.op("&")(CR0_PG) != 0).scalar_subquery()
-        quarters = select(func.count(func.distinct(event.addr.op(">>")(_QUADRANT_SHIFT)))).where(accesses, event.seq > paging)
-        wanted += [("guest page faults", expect.faults, faults), ("quadrants", expect.quadrants, trace.query(quarters).scalar() or 0)]
+        wanted += [("guest page faults", expect.faults, trace.number(_FAULTS)), ("quadrants", expect.quadrants, trace.number(_QUADRANTS))]
     for what, least, count in wanted:
         if count < least:
             yield f"it gives {least:,} {what} or more, not {count:,}"

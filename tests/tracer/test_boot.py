@@ -10,7 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
 
 from db.event import ACCESS_FAULT, ACCESS_USER, ACCESS_WRITE, Event, Kind, unpack_words
 from db.rebuild import Rebuilt, compare, rebuild
@@ -96,8 +95,7 @@ def test_the_kernel_s_own_address_spaces_are_named_by_its_symbols(boot: Boot) ->
     with TraceReader(boot.trace) as trace:
         kernel = {row["comm"]: row for row in trace.rows("address_space") if row["pid"] is None}
         marks = {row["name"]: row["seq"] for row in trace.rows("mark")}
-        event = trace.table("event").c
-        rows = trace.query(select(event.seq, event.addr).where(event.kind == int(Kind.CR3)).order_by(event.seq))
+        rows = trace.stream("SELECT seq, addr FROM event WHERE kind = :kind ORDER BY seq", {"kind": Kind.CR3})
         loads = [(seq, cr3 & ~0xFFF) for seq, cr3 in rows]
     assert set(kernel) == {"early_top_pgt", "init_mm", "poking_mm"}
     assert [root for seq, root in loads if seq <= marks["kernel entry"]][-1] == kernel["early_top_pgt"]["root"]
