@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -52,8 +51,3 @@ def new_text(path: Path) -> Iterator[TextIO]:
         gzip.open(partial, "wt", encoding="utf-8") if path.suffix == ".gz" else partial.open("w", encoding="utf-8") as out,
     ):
         yield out
-
-
-def is_sqlite_error(error: BaseException) -> bool:
-    """Whether an error comes from SQLite, directly or through SQLAlchemy."""
-    return isinstance(getattr(error, "orig", error), sqlite3.Error)

@@ -43,10 +43,11 @@ _READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_TRANSACTI
 _NOT_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
 _PRAGMAS = {"application_id", "user_version", "quick_check", "table_info"}
 
-#: The progress handler is called after so many steps of SQLite's machine; a statement may take so many for each byte of the file.
-_STEPS = 100_000
+#: The progress handler is called after so many steps of SQLite's machine, some 20 ms: each call waits until other threads let Python go.
+#: A statement may take so many steps for each byte of the file.
+_STEPS = 1_000_000
 _STEPS_PER_BYTE = 20
-_FREE_CALLS = 100
+_FREE_CALLS = 10
 
 #: Rows that a query fetches at once.
 _FETCHED = 8192

@@ -160,14 +160,15 @@ def _say(sentence: str, hint: str) -> None:
 
 def _unforeseen(error: Exception) -> int:
     """One sentence for what no verb expected; SHADOWTRACE_DEBUG=1 shows where it came from."""
+    import sqlite3
+
     from db.errors import EXIT_OURS
-    from db.files import is_sqlite_error
 
     if isinstance(error, OSError):
         sentence = f"{error.filename or 'the output'}: {error.strerror or error}"
         hint = "is the disk full, or the folder read-only?"
-    elif is_sqlite_error(error):
-        sentence, hint = f"the trace is damaged: {getattr(error, 'orig', error)}", "shadowtrace verify names what is wrong"
+    elif isinstance(error, sqlite3.Error):
+        sentence, hint = f"the trace is damaged: {error}", "shadowtrace verify names what is wrong"
     else:
         sentence, hint = f"{type(error).__name__}: {error}", "this is a defect; SHADOWTRACE_DEBUG=1 shows where it is"
     _say(sentence, hint)
