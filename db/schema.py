@@ -13,7 +13,7 @@ APPLICATION_ID = 0x53685472
 #: 2. Which instruction made a store, and the kernel's functions that did; where the kernel lay; the numbers that a loss spans;
 #:    command lines and exact roots of address spaces; who upgraded a file.
 #:
-#: db/history has the tables and views of each earlier version, tests/data a file of each.
+#: db/history has the tables and views of each version, today's made from db/models.py; tests/data a file of each earlier one.
 SCHEMA_VERSION = 2
 
 

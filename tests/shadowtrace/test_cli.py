@@ -213,7 +213,7 @@ import shadowtrace.start
 sys.argv[1:] = ["stat", sys.argv[2]]
 sys.exit(shadowtrace.start.main())
 """
-    for module in ("click", "importlib.metadata", "shadowtrace.__main__", "shadowtrace.stat", "db.trace"):
+    for module in ("click", "shadowtrace.__main__", "shadowtrace.stat", "db.trace"):
         done = subprocess.run([sys.executable, "-c", code, module, trace], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "shadowtrace: interrupted"), module
 
