@@ -48,13 +48,13 @@ class Rebuilt:
 
     def apply(self, event: Event) -> None:
         """Take one more event."""
-        if event.kind == Kind.PAGE and isinstance(event.extra, bytes):
+        if event.kind == Kind.WRITE:
+            self._store(event.addr, event.value.to_bytes(8, "little")[: event.flags & WRITE_SIZE])
+        elif event.kind == Kind.PAGE and isinstance(event.extra, bytes):
             page = bytearray(PAGE_BYTES)
             for index, word in unpack_words(event.extra):
                 page[8 * index : 8 * index + 8] = word.to_bytes(8, "little")
             self.pages[event.addr >> 12] = page
-        elif event.kind == Kind.WRITE:
-            self._store(event.addr, event.value.to_bytes(8, "little")[: event.flags & WRITE_SIZE])
         elif event.kind in (Kind.CR3, Kind.REGS):
             self._load(self.cpus.setdefault(event.vcpu, Cpu()), event)
 

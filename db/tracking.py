@@ -65,9 +65,10 @@ class Tracking:
             self._store(event, rebuilt)
         else:
             self._load(event, rebuilt)
-        for stray in self._strays():
-            self._faults.append(("linked", f"the content of page {stray:#x} comes, and nothing makes it a table"))
-        self._fresh.clear()
+        if self._fresh:
+            for stray in self._strays():
+                self._faults.append(("linked", f"the content of page {stray:#x} comes, and nothing makes it a table"))
+            self._fresh.clear()
         return self._faults
 
     def _strays(self) -> list[int]:

@@ -223,6 +223,10 @@ class Session:
         if numbers:
             self.command("-break-delete " + " ".join(str(number) for number in numbers))
 
+    def remove_foreign(self, address: int) -> None:
+        """Have QEMU remove a breakpoint that gdb does not know of."""
+        self.console(f"maint packet z0,{address:x},1")
+
     def pcs(self) -> dict[int, int]:
         """Where each vCPU stands, by the number of its thread in gdb."""
         threads = self.command("-thread-info")["threads"]

@@ -43,6 +43,7 @@ _CONTROL = struct.Struct("<17Q")
 _EVERY_ACCESS = struct.Struct("<Q")
 _BY_VCPU = struct.Struct("<64Q")
 _BY_TLB = struct.Struct("<Q")
+_STOP_RANGE, _STOP_COUNT = struct.Struct("<2Q"), struct.Struct("<Q")
 _CONTROL_MAGIC = 0x5368547230303031
 CONTROL_BYTES = 4096
 
@@ -103,6 +104,14 @@ def read_control(page: mmap.mmap) -> ControlPage:
 def record_every_access(page: mmap.mmap) -> None:
     """Have the plugin record each access from now on, not first touches alone."""
     _EVERY_ACCESS.pack_into(page, _CONTROL.size, 1)
+
+
+def stop_at(page: mmap.mmap, addresses: range) -> None:
+    """Have the plugin have gdb stop where a block of code begins at one of these virtual addresses, once; nowhere where there are none."""
+    at = _CONTROL.size + _EVERY_ACCESS.size + _BY_VCPU.size + _BY_TLB.size
+    _STOP_COUNT.pack_into(page, at + _STOP_RANGE.size, 0)
+    _STOP_RANGE.pack_into(page, at, addresses.start, addresses.step)
+    _STOP_COUNT.pack_into(page, at + _STOP_RANGE.size, len(addresses))
 
 
 class Gap(NamedTuple):

@@ -309,6 +309,10 @@ class Machine:
         """Have the plugin record each access from now on, not first touches alone."""
         plugin.record_every_access(self._control)
 
+    def stop_at(self, addresses: range) -> None:
+        """Have the plugin have gdb stop where a block of code begins at one of these virtual addresses, once; none of an empty range."""
+        plugin.stop_at(self._control, addresses)
+
     def alive(self) -> bool:
         """Whether QEMU runs."""
         return self.process.poll() is None

@@ -113,7 +113,8 @@ class Recording:
             self.gdb_lost = "; gdb was killed before the guest started: no marks and names"
             return self._drive_without_gdb(progress)
         with session:
-            driver = self.driver = Driver(session, self.symbols, self.request.until, self.request.marks, self._mark, self._name)
+            stop_at = self.machine.stop_at if self.request.engine == "plugin" else None
+            driver = self.driver = Driver(session, self.symbols, self.request.until, self.request.marks, self._mark, self._name, stop_at)
             try:
                 driver.arm()
                 session.resume()
@@ -146,6 +147,7 @@ class Recording:
                 if self._qemu_is_gone():
                     return self._qemu_ended()
                 raise
+        self.machine.stop_at(range(0))
         gdb.release(self.machine.gdb_socket)
         return self._drive_without_gdb(progress)
 

@@ -56,12 +56,12 @@ class Symbols:
         after = bisect_right(self.functions, start, key=lambda function: function[0])
         return range(start, self.functions[after][0] if after < len(self.functions) else start + 1)
 
-    def slides(self) -> list[int]:
+    def slides(self) -> range:
         """Every distance by which the kernel may have been moved: KASLR's slots of 2 MiB (amd64) or 16 MiB (i386)."""
         step, span = (2 << 20, 1 << 30) if self.bits == 64 else (16 << 20, 512 << 20)
         text = self.addresses.get("_text", self.addresses.get("_stext", 0))
         base = 0xFFFF_FFFF_8000_0000 if self.bits == 64 else 0xC000_0000
-        return [slide for slide in range(0, span, step) if text + slide < base + span]
+        return range(0, min(span, base + span - text), step)
 
 
 def functions_at(symbols: Symbols, slide: int, pcs: Iterable[int]) -> list[tuple[int, int, str]]:

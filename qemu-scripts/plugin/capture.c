@@ -185,6 +185,16 @@ static bool translating_user_code(unsigned vcpu)
     return (qemu_reg(vcpu, REG_CS) & 3) == 3 || (qemu_reg(vcpu, REG_EFLAGS) & EFLAGS_VM);
 }
 
+/* Whether gdb is to stop where this block begins; it is asked for no second time. */
+static bool is_stop(uint64_t va)
+{
+    struct control *control = stream_control();
+    uint64_t count = atomic_load_explicit(&control->stop_count, memory_order_acquire), apart = va - control->stop_first;
+
+    return count && apart % control->stop_step == 0 && apart / control->stop_step < count &&
+           atomic_compare_exchange_strong(&control->stop_count, &count, 0);
+}
+
 static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
     unsigned vcpu = (unsigned)qemu_translating_vcpu();
@@ -196,6 +206,9 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
     bool after_invlpg = true, after_task = false;
 
     (void)id;
+    if (is_stop(start)) {
+        qemu_stop_at(start);
+    }
     if (!vcpus[vcpu].known) {
         qemu_locate_task(vcpu);
     }

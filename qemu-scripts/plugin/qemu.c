@@ -22,7 +22,12 @@ struct version {
     const char *package;
 };
 
+/* What QEMU marks gdb's breakpoints with. */
+#define BP_GDB 0x10
+
 static void *(*get_cpu)(int index);
+static int (*insert_breakpoint)(void *cpu, uint64_t va, int flags, void **made);
+static void (*leave_blocks)(void *cpu);
 static int (*internal_read)(void *cpu, GByteArray *to, int number);
 static const struct version *(*query_version)(void **error);
 static bool shares_blocks, is_7_2;
@@ -58,6 +63,8 @@ bool qemu_open(void)
     const int64_t *version;
 
     FIND(get_cpu, "qemu_get_cpu");
+    FIND(insert_breakpoint, "cpu_breakpoint_insert");
+    FIND(leave_blocks, "cpu_exit");
     FIND(internal_read, "x86_cpu_gdb_read_register");
     FIND(query_version, "qmp_query_version");
     FIND(add_state_handler, "qemu_add_vm_change_state_handler");
@@ -70,7 +77,7 @@ bool qemu_open(void)
     } else {
         FIND(insn_data_pointer, "qemu_plugin_insn_data");
     }
-    if (!get_cpu || !internal_read || !query_version || !add_state_handler || !array_new || !array_resize ||
+    if (!get_cpu || !insert_breakpoint || !leave_blocks || !internal_read || !query_version || !add_state_handler || !array_new || !array_resize ||
         !dlsym(RTLD_DEFAULT, "current_cpu")) {
         return false;
     }
@@ -78,6 +85,20 @@ bool qemu_open(void)
     shares_blocks = version[0] >= 8;
     is_7_2 = version[0] == 7 && version[1] == 2;
     return true;
+}
+
+/*
+ * Have gdb stop before the block at `va`, which is being translated, begins: a breakpoint as gdb would insert it, on every vCPU, since
+ * gdb will have it removed from all. This vCPU has looked for breakpoints already: it is sent back before the block's first instruction.
+ */
+void qemu_stop_at(uint64_t va)
+{
+    void *cpu;
+
+    for (int i = 0; (cpu = get_cpu(i)); i++) {
+        insert_breakpoint(cpu, va, BP_GDB, NULL);
+    }
+    leave_blocks(current_cpu);
 }
 
 uint64_t qemu_reg(unsigned vcpu, enum reg number)

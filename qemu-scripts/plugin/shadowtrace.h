@@ -74,7 +74,7 @@ struct record {
     uint64_t value;
 };
 
-/* What the recorder looks at, and one thing it says, while the guest runs: the control memfd's page. */
+/* What the recorder looks at, and what it says, while the guest runs: the control memfd's page. */
 struct control {
     uint64_t magic;
     uint64_t events;       /* events put into the stream */
@@ -89,6 +89,9 @@ struct control {
     uint64_t every_access; /* set by the recorder: record each access, not first touches alone */
     uint64_t by_vcpu[MAX_VCPUS];
     uint64_t by_tlb;       /* 1: loads and stores are told by QEMU's TLB, not by callbacks */
+    /* Set by the recorder: gdb is to stop at the first block that begins at one of so many addresses, so many bytes apart. */
+    uint64_t stop_first, stop_step;
+    _Atomic uint64_t stop_count; /* written last; 0 again once one has begun */
 };
 
 #define CONTROL_MAGIC 0x5368547230303031ull
@@ -135,6 +138,7 @@ enum reg { REG_RSP = 7, REG_RIP = 16, REG_EFLAGS = 17, REG_CS = 18, REG_FS_BASE 
 #define TASK_32 (1u << 16)
 
 bool qemu_open(void);
+void qemu_stop_at(uint64_t va);
 uint64_t qemu_reg(unsigned vcpu, enum reg number);
 bool qemu_shares_blocks(void);
 void qemu_locate_rip(unsigned vcpu);

@@ -142,6 +142,20 @@ def test_killing_a_part_loses_nothing_that_was_committed(victim: str, tmp_path: 
     assert {"gdb": "poweroff", "shadowtrace": "NOT SEALED", "qemu-system-x86": "crash"}[victim] in report.stdout
 
 
+def test_a_guest_whose_gdb_was_killed_enters_its_kernel_all_the_same(tmp_path: Path) -> None:
+    """Where gdb was to stop it nobody would let it go on."""
+    program = Path(sys.executable).with_name("shadowtrace")
+    trace = tmp_path / "t.db"
+    command = [program, "record", "cloud-amd64", "-o", str(trace), "--events", "200000", "--for", "120"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for_events(trace, 1000)
+        os.kill(descendants(process.pid)["gdb"], signal.SIGKILL)
+        process.wait(timeout=180)
+    with TraceReader(trace) as opened:
+        assert opened.recording["ended"] == "events"
+        assert [row["name"] for row in opened.rows("mark")] == ["reset"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_ends_the_recording_with_one_sentence(tmp_path: Path, cli: Cli) -> None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path], capture_output=True, text=True, check=False)
