@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -101,7 +102,21 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
 
-class GuardedConnection:
+class Open(ABC):
+    """What is open, and closed where its ``with`` ends."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class GuardedConnection(Open):
     """A connection of SQLite's own to a file that may be hostile: a statement does no more than a trace needs, or is ended.
 
     Whatever SQLite says against the file is a ``TraceError``. ``path`` is what errors call it, where ``file`` is a copy.
@@ -127,12 +142,6 @@ class GuardedConnection:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the file."""

@@ -6,11 +6,10 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from db.errors import EXIT_LIMIT, ShadowtraceError, UsageError
-from db.opening import connect, harden
+from db.opening import Open, connect, harden
 from db.schema import VIEWS
 from db.trace import TraceReader
 
@@ -43,7 +42,7 @@ class TimeLimitError(ShadowtraceError):
     exit_code = EXIT_LIMIT
 
 
-class Session:
+class Session(Open):
     """A trace open for queries: a context manager. Nothing can be written, attached or loaded.
 
     ``seconds`` is the longest that one query may take; ``None`` for no limit. Raises ``TraceError`` where the file is no trace
@@ -67,10 +66,8 @@ class Session:
         # Python looks for signals while it is in this function: that is what lets Ctrl-C stop a query.
         self._connection.set_progress_handler(self._is_late, _STEPS)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Let go of the trace."""
         self._connection.close()
         self._trace.close()
 

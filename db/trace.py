@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from db.copies import PrivateCopy, check_old, finished_copy, unfinished, upgraded_copy
 from db.errors import TraceError
 from db.event import ACCESS_FAULT, MAX_GPA, MAX_VCPUS, Event, Kind, is_content, is_event, unsigned
-from db.opening import SQLITE_ERRORS, GuardedConnection, check_schema, damage, identify
+from db.opening import SQLITE_ERRORS, GuardedConnection, Open, check_schema, damage, identify
 from db.schema import SCHEMA_VERSION
 from db.storage import is_being_written
 
@@ -25,7 +24,7 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "TEXT": (str,),
 Row = tuple[int, int, int, int, int, int]
 
 
-class TraceReader:
+class TraceReader(Open):
     """A trace open for reading: a context manager. It is never changed, and never trusted. Whoever writes it in this process says ``live``.
 
     A trace of an older schema is read from an upgraded private copy; ``upgraded_from`` then has its own. Raises ``TraceError`` where
@@ -51,12 +50,6 @@ class TraceReader:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the file."""

@@ -8,8 +8,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sqlalchemy import create_engine, func, insert, select, update
 from sqlalchemy.engine import ExceptionContext
@@ -20,7 +19,7 @@ from db import models
 from db.copies import create_tables
 from db.errors import StorageError
 from db.event import CR3_HAS_PDPTES, Event, Kind, signed
-from db.opening import SQLITE_ERRORS, connect
+from db.opening import SQLITE_ERRORS, Open, connect
 from db.schema import SCHEMA_VERSION
 from db.storage import Reserve, check_place, clear, lock, refuse_existing, storage_errors
 from db.trace import Row
@@ -46,7 +45,7 @@ _LOG_PAGES, _LEAST_LOG_PAGES, _PAGE = 1000, 16, 4096
 _SMALL_DISK, _ROW_BYTES = 4 << 20, 40
 
 
-class TraceWriter:
+class TraceWriter(Open):
     """A trace being written: a context manager. Batches are committed as they come; ``seal`` makes it one finished file.
 
     ``sync`` is SQLite's ``synchronous``: with ``normal`` a power cut may take the last commits, with ``full`` it takes none; the file
@@ -90,12 +89,6 @@ class TraceWriter:
         connection.exec_driver_sql(
             f"PRAGMA wal_autocheckpoint = {max(_LEAST_LOG_PAGES, min(_LOG_PAGES, self._reserve.size // _PAGE // 4))}"
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the file. What was committed stays."""
