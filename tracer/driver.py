@@ -81,7 +81,7 @@ class Driver:
 
     def _entered_kernel(self, entry: int) -> None:
         if self._stop_at is not None:
-            # It stays where the guest is found there before the stop that was asked for, too: that comes then.
+            # gdb does not know of that breakpoint. Where something else stopped the guest here, it comes yet, and we are here again.
             self._session.remove_foreign(entry)
         self._session.delete(self._slots)
         self._slots = []
