@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from db.errors import StorageError, TraceError
-from db.opening import SQLITE_ERRORS, GuardedConnection, check_schema, connect, damage, expected_schema, harden, statements, trace_error
+from db.opening import SQLITE_ERRORS, GuardedConnection, check_schema, connect, damage, damaged, expected_schema, statements, trace_error
 from db.private import COPY, private_folder
 from db.schema import APPLICATION_ID, SCHEMA_VERSION
 
@@ -32,7 +32,7 @@ def check_old(connection: GuardedConnection, version: int) -> None:
     check_schema(connection, version)
     found = damage(connection, whole=True)
     if found:
-        raise TraceError(f"{connection.path} is damaged: {found[0]}", "what can be read: sqlite3 FILE .recover")
+        raise damaged(connection.path, found[0])
 
 
 def _copy_rows(old: Path, connection: sqlite3.Connection) -> None:
@@ -52,7 +52,7 @@ def _copy_rows(old: Path, connection: sqlite3.Connection) -> None:
         connection.commit()
         connection.execute("DETACH old")
     except sqlite3.IntegrityError as error:
-        raise TraceError(f"{old} is damaged: {error}", "what can be read: sqlite3 FILE .recover") from error
+        raise damaged(old, error) from error
     except SQLITE_ERRORS as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise StorageError(f"there is no room for an upgraded copy of {old}", "set TMPDIR to a folder with room") from error
@@ -108,14 +108,10 @@ def finished_copy(path: Path) -> PrivateCopy:
         raise TraceError(f"{journal} names another journal, which no trace's does", "someone made it to do harm: do not trust it")
     copy = PrivateCopy(path, ("", "-journal", "-wal"))
     try:
-        connection = connect(copy.path, "rw")
-        try:
-            harden(connection)
-            connection.execute("PRAGMA user_version").fetchone()
-            connection.execute("PRAGMA wal_checkpoint")
-        finally:
-            connection.close()
-    except SQLITE_ERRORS as error:
+        with GuardedConnection(copy.path, "rw", path) as connection:
+            connection.row("PRAGMA user_version")
+            connection.row("PRAGMA wal_checkpoint")
+    except BaseException:
         copy.close()
-        raise trace_error(path, error) from error
+        raise
     return copy

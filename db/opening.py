@@ -186,7 +186,12 @@ def trace_error(path: Path, error: BaseException, budget: Budget | None = None) 
         said, hint = _CODES[code]
         return TraceError(f"{path} {said}", hint)
     said = ascii(error.object)[2:-1] if isinstance(error, UnicodeDecodeError) else str(error)
-    return TraceError(f"{path} is damaged: {said}", "what can be read: sqlite3 FILE .recover")
+    return damaged(path, said)
+
+
+def damaged(path: Path, what: object) -> TraceError:
+    """The error for a file that SQLite finds damaged, with what it says."""
+    return TraceError(f"{path} is damaged: {what}", "what can be read: sqlite3 FILE .recover")
 
 
 def identify(connection: GuardedConnection) -> int:

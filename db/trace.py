@@ -10,7 +10,7 @@ from typing import Any
 from db.copies import PrivateCopy, check_old, finished_copy, unfinished, upgraded_copy
 from db.errors import TraceError
 from db.event import ACCESS_FAULT, MAX_GPA, MAX_VCPUS, Event, Kind, is_content, is_event, unsigned
-from db.opening import SQLITE_ERRORS, GuardedConnection, Open, check_schema, damage, identify
+from db.opening import SQLITE_ERRORS, GuardedConnection, Open, check_schema, damage, damaged, identify
 from db.schema import SCHEMA_VERSION
 from db.storage import is_being_written
 
@@ -72,7 +72,7 @@ class TraceReader(Open):
             return
         check_schema(self._connection, version)
         if check and (found := damage(self._connection, whole=False)):
-            raise TraceError(f"{self.path} is damaged: {found[0]}", "what can be read: sqlite3 FILE .recover")
+            raise damaged(self.path, found[0])
 
     @property
     def file(self) -> Path:

@@ -65,9 +65,9 @@ class TraceWriter(Open):
         try:
             with storage_errors(path):
                 self._raw = connect(path, "rwc")
-                self._engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=NullPool)
-                listen(self._engine, "handle_error", _as_sqlite_says)
-                self._connection = self._engine.connect()
+                engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=NullPool)
+                listen(engine, "handle_error", _as_sqlite_says)
+                self._connection = engine.connect()
                 if alone:
                     self._connection.exec_driver_sql("PRAGMA locking_mode = EXCLUSIVE")
                 self._create(sync)
@@ -93,7 +93,6 @@ class TraceWriter(Open):
     def close(self) -> None:
         """Let go of the file. What was committed stays."""
         self._connection.close()
-        self._engine.dispose()
         self._reserve.release()
         wal = self.path.with_name(self.path.name + "-wal")
         if self._two_files and wal.exists() and wal.stat().st_size:

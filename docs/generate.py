@@ -227,9 +227,8 @@ def history() -> str:
         for table in metadata.sorted_tables
     )
     views = (f"CREATE VIEW {name} AS {query}" for name, _, query in VIEWS)
-    return (
-        "\n\n".join([f"-- Schema {SCHEMA_VERSION}, from db/models.py and db/schema.py.", *(f"{sql};" for sql in (*tables, *views))]) + "\n"
-    )
+    parts = [f"-- Schema {SCHEMA_VERSION}, from db/models.py and db/schema.py.", *(f"{sql};" for sql in (*tables, *views))]
+    return "\n\n".join(parts) + "\n"
 
 
 PAGES = {

@@ -75,7 +75,7 @@ class Driver:
             self._name_programs()
         if stop.breakpoint in self._marks:
             return self._reached(stop.breakpoint)
-        if stop.pc in self._entries and (stop.breakpoint is None or stop.breakpoint in self._slots):
+        if stop.pc in self._entries:
             self._entered_kernel(stop.pc)
         return False
 

@@ -44,6 +44,12 @@ _EVERY_ACCESS = struct.Struct("<Q")
 _BY_VCPU = struct.Struct("<64Q")
 _BY_TLB = struct.Struct("<Q")
 _STOP_RANGE, _STOP_COUNT = struct.Struct("<2Q"), struct.Struct("<Q")
+#: Where these lie in the control page, one behind the other.
+_EVERY_ACCESS_AT = _CONTROL.size
+_BY_VCPU_AT = _EVERY_ACCESS_AT + _EVERY_ACCESS.size
+_BY_TLB_AT = _BY_VCPU_AT + _BY_VCPU.size
+_STOP_RANGE_AT = _BY_TLB_AT + _BY_TLB.size
+_STOP_COUNT_AT = _STOP_RANGE_AT + _STOP_RANGE.size
 _CONTROL_MAGIC = 0x5368547230303031
 CONTROL_BYTES = 4096
 
@@ -96,22 +102,21 @@ def read_control(page: mmap.mmap) -> ControlPage:
     magic, events, dropped, tables, peak, refused, faults, api, closed, *by_kind = _CONTROL.unpack_from(page)
     if magic not in (0, _CONTROL_MAGIC):
         raise ShadowtraceError("the capture plugin's control page makes no sense", "this is a defect of shadowtrace")
-    by_vcpu = _BY_VCPU.unpack_from(page, _CONTROL.size + _EVERY_ACCESS.size)
-    (by_tlb,) = _BY_TLB.unpack_from(page, _CONTROL.size + _EVERY_ACCESS.size + _BY_VCPU.size)
+    by_vcpu = _BY_VCPU.unpack_from(page, _BY_VCPU_AT)
+    (by_tlb,) = _BY_TLB.unpack_from(page, _BY_TLB_AT)
     return ControlPage(events, dropped, tables, peak, refused, faults, api, bool(closed), tuple(by_kind), by_vcpu, bool(by_tlb))
 
 
 def record_every_access(page: mmap.mmap) -> None:
     """Have the plugin record each access from now on, not first touches alone."""
-    _EVERY_ACCESS.pack_into(page, _CONTROL.size, 1)
+    _EVERY_ACCESS.pack_into(page, _EVERY_ACCESS_AT, 1)
 
 
 def stop_at(page: mmap.mmap, addresses: range) -> None:
     """Have the plugin have gdb stop where a block of code begins at one of these virtual addresses, once; nowhere where there are none."""
-    at = _CONTROL.size + _EVERY_ACCESS.size + _BY_VCPU.size + _BY_TLB.size
-    _STOP_COUNT.pack_into(page, at + _STOP_RANGE.size, 0)
-    _STOP_RANGE.pack_into(page, at, addresses.start, addresses.step)
-    _STOP_COUNT.pack_into(page, at + _STOP_RANGE.size, len(addresses))
+    _STOP_COUNT.pack_into(page, _STOP_COUNT_AT, 0)
+    _STOP_RANGE.pack_into(page, _STOP_RANGE_AT, addresses.start, addresses.step)
+    _STOP_COUNT.pack_into(page, _STOP_COUNT_AT, len(addresses))
 
 
 class Gap(NamedTuple):
