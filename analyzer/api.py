@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from analyzer.model import MODELS, parameters
 from analyzer.replay import Run
 from analyzer.stays import History, Space, Stay
 from analyzer.timeline import Timeline, timeline
+from db import VERSION
 from db.errors import UsageError
 from db.event import Kind
 from db.marks import Phase, first_event, last_event, phases
@@ -152,7 +152,7 @@ class Trace:
         except TypeError as error:
             known = ", ".join(MODELS[model].parameters.as_dict())
             raise UsageError(f"a parameter is unknown: {', '.join(changes)}", f"parameters: {known}") from error
-        run, _ = replay.run(self._reader, model, chosen, _version())
+        run, _ = replay.run(self._reader, model, chosen, VERSION)
         return run
 
     @staticmethod
@@ -187,13 +187,6 @@ class Trace:
         if self._history is None:
             self._history = History(self._reader)
         return self._history
-
-
-def _version() -> str:
-    try:
-        return version("shadowtrace")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _kind(name: str) -> Kind:
