@@ -63,14 +63,23 @@ packages test-packages:
 	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
 
-$(VENV)/.ready: setup.cfg pyproject.toml | packages
+$(VENV)/.installed: setup.cfg pyproject.toml | packages
 	@echo "== making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[symbols,test,fast]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fast]'
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.installed
 	@echo "== compiling the fast core"
 	@folder=$$(mktemp -d) && echo '{"ev":"invlpg","va":0}' > $$folder/one.jsonl && \
 	$(BIN)/shadowtrace import $$folder/one.jsonl -o $$folder/one.db >/dev/null && $(BIN)/shadowtrace replay $$folder/one.db >/dev/null; \
 	status=$$?; rm -rf "$$folder"; exit $$status
+	@touch $@
+
+# What tests and measurements need besides: the virtual environment has it from then on.
+$(VENV)/.tested: $(VENV)/.ready
+	@echo "== adding what the tests need to $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fast,test]'
 	@touch $@
 
 docs: setup ## write the parts of docs/ that are made from the code

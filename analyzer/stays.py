@@ -1,8 +1,8 @@
 """Address spaces: which root was loaded when, what it was called, for how many events it stayed.
 
 A page directory's frame is used again by another process, so an address space is a root and its generation. A root that is
-loaded after its content was recorded anew while it was not loaded is the next generation: it had ceased to be a root in
-between. PAE's four pointers are no table that is recorded: there it is the next generation that comes with other pointers
+loaded after the guest's kernel freed it is the next generation, and so is one whose content was recorded anew while it was not
+loaded. PAE's four pointers are no table that is recorded: there it is the next generation that comes with other pointers
 than the last load of it found, those that were absent then aside. A name holds for the generation in which the recording
 learnt it; a second name begins one of its own, as an exec does that gets the root it had, with the load during which it was
 learnt. Loads of a root that is loaded already are one stay.
@@ -35,7 +35,7 @@ class Space:
     """The event with which it begins."""
     pid: int | None = None
     comm: str | None = None
-    """The program's name, data from the guest; ``None`` where none was learnt, as for a fork's child before it executes."""
+    """The program's name, data from the guest; ``None`` where none was learnt."""
     loads: int = 0
     resident: int = 0
     """Events while it was loaded, on any vCPU."""
@@ -93,17 +93,17 @@ class History:
 
     def _read(self, trace: TraceReader, rows: Iterable[tuple[Any, ...]]) -> None:
         names = sorted(trace.rows("address_space"), key=lambda row: (row["seq"], row["id"]), reverse=True)
-        fresh: dict[int, int] = {}
+        fresh: dict[int, int | None] = {}
         pointers: dict[int, tuple[int, ...]] = {}
         for seq, kind, vcpu, root, *four in rows:
             while names and names[-1]["seq"] < seq:
                 self._name(fresh, **names.pop())
             if kind == Kind.PAGE:
-                if not self._is_loaded(root):
+                if self._may_begin(root):
                     fresh[root] = seq
                 continue
             if four[0] is not None:
-                if not self._is_loaded(root) and any(
+                if self._may_begin(root) and any(
                     old & PRESENT and old != new for old, new in zip(pointers.get(root, four), four, strict=True)
                 ):
                     fresh[root] = seq
@@ -114,8 +114,8 @@ class History:
                 continue
             if loaded:
                 self._leave(loaded, vcpu, seq)
-            begin = fresh.pop(root, None)
-            space = self._begin(root, begin or seq) if begin or root not in self._generations else self._generations[root][-1]
+            begins = root in fresh or root not in self._generations
+            space = self._begin(root, fresh.pop(root, None) or seq) if begins else self._generations[root][-1]
             self._loaded[vcpu] = _Loaded(space, seq)
         while names:
             self._name(fresh, **names.pop())
@@ -125,18 +125,32 @@ class History:
     def _is_loaded(self, root: int) -> bool:
         return any(loaded.space.root == root for loaded in self._loaded.values())
 
+    def _may_begin(self, root: int) -> bool:
+        """Whether new content makes a root that of another address space: not of one that is loaded, or that was named and has yet to be."""
+        generations = self._generations.get(root)
+        return not self._is_loaded(root) and (generations is None or generations[-1].loads > 0)
+
     def _begin(self, root: int, first: int) -> Space:
         generations = self._generations.setdefault(root, [])
         generations.append(Space(root, len(generations), first))
         self._firsts.setdefault(root, []).append(first)
         return generations[-1]
 
-    def _name(self, fresh: dict[int, int], seq: int, root_gfn: int, root: int | None, pid: int | None, comm: str, **_: object) -> None:
+    def _name(
+        self, fresh: dict[int, int | None], seq: int, root_gfn: int, root: int | None, pid: int | None, comm: str | None, **_: object
+    ) -> None:
+        """Take a row of ``address_space``. ``fresh`` has the roots that are those of another address space when next loaded or named, and
+        since which event, if that is known.
+        """
         # Traces of schema 1 have the frame alone.
         root = root_gfn << PAGE_SHIFT if root is None else root
+        if comm is None:
+            if root in self._generations:
+                fresh[root] = None
+            return
         # A name may be learnt before the load is recorded, which the next store or block brings.
         begins = root in fresh or root not in self._generations
-        space = self._begin(root, fresh.pop(root, seq + 1)) if begins else self._generations[root][-1]
+        space = self._begin(root, fresh.pop(root, None) or seq + 1) if begins else self._generations[root][-1]
         if space.comm is not None:
             within = [loaded for loaded in self._loaded.values() if loaded.space is space]
             space = self._begin(root, min((loaded.since for loaded in within), default=seq + 1))

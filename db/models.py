@@ -32,6 +32,7 @@ recording = _table(
     _text("title", "the guest in words"),
     _text("kernel", "the kernel's version as its image says it", nullable=True),
     _text("kernel_sha256", "SHA-256 of the kernel image", nullable=True),
+    _text("unnamed", "why no address space has a program's name, and what would help; NULL: some have, or it is not known", nullable=True),
     _integer("kernel_slide", "how far the kernel was moved from where its image says; NULL: not known", nullable=True),
     _text("qemu_version", "QEMU's version", nullable=True),
     _text("qemu_argv", "QEMU's arguments, a JSON array", nullable=True),
@@ -119,15 +120,20 @@ mark = _table(
 
 address_space = _table(
     "address_space",
-    "Names for roots, learnt when a program was executed or, of the kernel's own, from its symbols: valid for that root from `seq` on, "
-    "until the next row for it.",
+    "What became of address spaces: their names, valid for that root from `seq` on until the next row for it, and their ends.",
     _key("id", "from 1"),
     _integer("seq", "the last event before it"),
     _integer("root_gfn", "frame of the top table"),
-    _integer("pid", "process id; NULL: an address space of the kernel itself", nullable=True),
-    _text("comm", "the program's name as the guest has it: data from the guest, never to be shown raw"),
+    _integer("pid", "process id; NULL: an address space of the kernel itself, or its end", nullable=True),
+    _text("comm", "the program's name as the guest has it: data from the guest, never to be shown raw; NULL: it ended", nullable=True),
     _integer("root", "physical address of the top table: in PAE mode it has 32 bytes, and several share a frame", nullable=True),
     _text("argv", "its command line, a JSON array, cut at 2048 bytes: from the guest as well", nullable=True),
+    _text(
+        "learnt",
+        "when: `exec`, a program was executed; `fork`, a process was forked; `symbol`, by a symbol of the kernel; `end`, the kernel freed "
+        "the top table; NULL: an exec, in an older file",
+        nullable=True,
+    ),
 )
 
 console = _table(

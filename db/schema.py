@@ -30,7 +30,7 @@ VIEWS = (
         f" {_hex('p.entry2')} AS pdpte2, {_hex('p.entry3')} AS pdpte3,"
         " (SELECT a.comm FROM address_space a WHERE a.root_gfn = (e.addr >> 12) & 0xffffffffff AND a.seq < e.seq"
         " AND (p.seq IS NULL OR a.root IS NULL OR a.root = e.addr & 0xffffffe0)"
-        " ORDER BY a.seq DESC LIMIT 1) AS comm"
+        " ORDER BY a.seq DESC, a.id DESC LIMIT 1) AS comm"
         f" FROM event e LEFT JOIN pdptes p USING (seq) WHERE e.kind = {Kind.CR3:d}",
     ),
     (

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 FOLDER = Path(__file__).parent
 
-_PURPOSE = {"symbols": "kernel symbols", "test": "tests", "fuzz": "fuzzing"}
+_PURPOSE = {"test": "tests", "fuzz": "fuzzing"}
 
 #: Not Python packages: run as programs, never linked with or shipped.
 _PROGRAMS = (

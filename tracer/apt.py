@@ -5,24 +5,33 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from db.errors import ShadowtraceError
+from tracer import resources
+from tracer.digest import sha256
 
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-RELEASE = "http://deb.debian.org/debian bookworm main"
-UPDATES = (
-    "http://deb.debian.org/debian bookworm-updates main",
-    "http://deb.debian.org/debian-security bookworm-security main",
-)
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+MIRROR = "http://deb.debian.org/debian"
+_SECURITY = "http://deb.debian.org/debian-security"
+
+#: What a release is made of, the release itself first; of backports, what they are for, too.
+_BACKPORTS = "-backports"
+
+
+def sources(release: str) -> list[str]:
+    """The lines of a sources.list for a release, or for a release's backports, without the ``deb`` before them."""
+    base = release.removesuffix(_BACKPORTS)
+    updates = [f"{MIRROR} {base}-updates main", f"{_SECURITY} {base}-security main"]
+    return [f"{MIRROR} {base} main", *([f"{MIRROR} {release} main"] if release != base else updates)]
 
 
 class Apt:
-    """apt with a state folder of its own, for any architecture; the system's packages are neither seen nor changed."""
+    """apt with a state folder of its own, for any architecture and release; the system's packages are neither seen nor changed."""
 
-    def __init__(self, folder: Path, arch: str, sources: Sequence[str] = (RELEASE, *UPDATES)) -> None:
+    def __init__(self, folder: Path, arch: str, release: str) -> None:
         self._folder = folder
+        self._sources = sources(release)
         for path in ("state/lists/partial", "cache/archives/partial", "debs"):
             (folder / path).mkdir(parents=True)
         (folder / "status").touch()
@@ -34,6 +43,7 @@ class Apt:
             "Dir::Etc::sourceparts": "/dev/null",
             "Dir::Etc::preferencesparts": "/dev/null",
             "APT::Architecture": arch,
+            "APT::Default-Release": release,
             "APT::Sandbox::User": "root",
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
@@ -41,13 +51,17 @@ class Apt:
         lines = [f'{key} "{value}";' for key, value in settings.items()]
         (folder / "apt.conf").write_text("\n".join([*lines, f'APT::Architectures {{ "{arch}"; }};', ""]))
         try:
-            self._update(*sources)
+            self._update(self._sources)
         except ShadowtraceError:
-            # A mirror may be in the middle of taking up an update: the release itself will do.
-            self._update(sources[0])
+            self._release_alone()
 
-    def _update(self, *sources: str) -> None:
-        lines = [f"deb [signed-by={_KEYRING}] {source}\n" for source in sources]
+    def _release_alone(self) -> None:
+        """A mirror may be in the middle of taking up an update, or have dropped what an update brought: the release itself will do."""
+        del self._sources[1:]
+        self._update(self._sources)
+
+    def _update(self, sources: list[str]) -> None:
+        lines = [f"deb [signed-by={KEYRING}] {source}\n" for source in sources]
         (self._folder / "sources.list").write_text("".join(lines))
         self._run("apt-get", "update", "-qq")
 
@@ -63,20 +77,62 @@ class Apt:
             )
         return done.stdout
 
-    def versioned(self, package: str) -> str:
-        """The package with the kernel image that a kernel's meta package depends on; else the package itself."""
-        shown = self._run("apt-cache", "show", "--no-all-versions", package)
-        match = re.search(r"^Depends:.*?(linux-image-\d[^\s,]*)", shown, re.MULTILINE)
-        return match[1] if match else package
+    def _kernel_package(self, package: str) -> str:
+        """The package with the kernel image that a kernel's meta package leads to; else the package itself."""
+        for wanted in ("linux-image", "linux-binary"):
+            shown = self._run("apt-cache", "show", "--no-all-versions", package)
+            match = re.search(rf"^Depends:.*?({wanted}-\d[^\s,]*)", shown, re.MULTILINE)
+            package = match[1] if match else package
+        return package
 
     def unpack(self, package: str) -> Path:
-        """A folder with a package's files in it; ``package`` may say ``name/release``."""
-        name = package.split("/", maxsplit=1)[0]
+        """A folder with a package's files in it, downloaded anew."""
+        try:
+            return self._unpack(package)
+        except ShadowtraceError:
+            if len(self._sources) == 1:
+                raise
+        self._release_alone()
+        return self._unpack(package)
+
+    def _unpack(self, package: str) -> Path:
+        deb = self._folder / "debs" / self._deb(package)
         self._run("apt-get", "download", "-qq", package)
-        debs = list((self._folder / "debs").glob(f"{name}_*.deb"))
-        if len(debs) != 1:
-            raise ShadowtraceError(f"apt-get download {package} brought {len(debs)} files", "has Debian changed its packages?")
-        target = self._folder / "unpacked" / name
+        target = self._folder / "unpacked" / package
         target.mkdir(parents=True)
-        self._run("dpkg-deb", "--extract", str(debs[0]), str(target))
+        self._run("dpkg-deb", "--extract", str(deb), str(target))
+        deb.unlink()
         return target
+
+    def _deb(self, package: str) -> str:
+        """The name of a package's file, before it is downloaded."""
+        return self._run("apt-get", "download", "--print-uris", package).split()[1]
+
+    def file(self, package: str, path: str) -> tuple[Path, str]:
+        """A file of a package, and the package that it came from, which a kernel's meta package leads to.
+
+        ``path`` is a glob within the package, or several with a space between. The file is kept, and not downloaded again as long as
+        the package is the same.
+        """
+        try:
+            return self._file(package, path)
+        except ShadowtraceError:
+            if len(self._sources) == 1:
+                raise
+        self._release_alone()
+        return self._file(package, path)
+
+    def _file(self, package: str, path: str) -> tuple[Path, str]:
+        package = self._kernel_package(package)
+        kept = resources.cache("packages") / f"{self._deb(package)}-{re.sub(r'[^a-z0-9]+', '-', path)}"
+        digest = kept.with_name(f"{kept.name}.sha256")
+        if not (kept.exists() and digest.exists() and digest.read_text() == sha256(kept)):
+            unpacked = self._unpack(package)
+            found = [file for glob in path.split() for file in unpacked.glob(glob)]
+            if len(found) != 1:
+                raise ShadowtraceError(f"the package {package} has {len(found)} files {path}", "has Debian changed its layout?")
+            partial = kept.with_name(f"{kept.name}.{os.getpid()}")
+            partial.write_bytes(found[0].read_bytes())
+            digest.write_text(sha256(partial))
+            partial.replace(kept)
+        return kept, package

@@ -57,6 +57,7 @@ def attach(attachment: Attachment, request: Request, progress: Callable[[Status]
             title="a QEMU that was running already",
             gdb_version=gdb.gdb_version(gdb.find_gdb()),
             engine=request.engine,
+            unnamed="the kernel of a QEMU that runs already is not known; record it from its start, with -kernel IMAGE",
             vcpus=1,
             touch="none",
             touch_entries=0,

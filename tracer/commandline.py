@@ -1,8 +1,4 @@
-"""The command line of a program that Linux has just executed, from the top of its stack.
-
-At the exec's end the new user stack holds argc, the addresses of the arguments and a null; its address stands among the registers
-that the kernel will return to user mode with, which it saves at the very top of the task's kernel stack.
-"""
+"""The command line of a program that Linux has just executed, from the top of its stack: argc, the addresses of the arguments, a null."""
 
 from __future__ import annotations
 
@@ -12,12 +8,9 @@ from itertools import pairwise
 
 Reader = Callable[[int, int], bytes | None]
 
-#: THREAD_SIZE by word size in bytes, and the end of user space.
-_STACK_BYTES = {4: 8 << 10, 8: 16 << 10}
-_USER_END = {4: 0xC000_0000, 8: 1 << 47}
+#: The end of user space, by word size in bytes.
+_USER_END = {4: 1 << 32, 8: 1 << 47}
 
-#: The user stack pointer is among the last words of the kernel's stack, whatever is above it.
-_SAVED_WORDS = 12
 _PAGE = 4096
 
 #: What is kept: a guest may give megabytes.
@@ -25,24 +18,12 @@ _MAX_ARGUMENTS = 64
 _MAX_BYTES = 2048
 
 
-def arguments(read: Reader, kernel_sp: int, word: int) -> list[str] | None:
-    """The program's arguments; ``None`` where the stack does not show them.
+def arguments(read: Reader, sp: int, word: int) -> list[str] | None:
+    """The arguments of a new program whose stack pointer is ``sp``; ``None`` where the stack does not show them.
 
     ``read(address, size)`` gives guest memory, or ``None`` where nothing is mapped; ``word`` is 4 or 8. At the most 64 arguments
     and 2048 bytes of them are taken; bytes that are no UTF-8 come as backslash escapes.
     """
-    top = (kernel_sp & -_STACK_BYTES[word]) + _STACK_BYTES[word]
-    saved = _words(read(top - _SAVED_WORDS * word, _SAVED_WORDS * word), word)
-    for sp in reversed(saved):
-        if _PAGE <= sp < _USER_END[word] and sp % word == 0:
-            found = _at(read, sp, word)
-            if found is not None:
-                return found
-    return None
-
-
-def _at(read: Reader, sp: int, word: int) -> list[str] | None:
-    """The arguments of a new program whose stack pointer this is."""
     (count,) = _words(read(sp, word), word) or (0,)
     if not 1 <= count <= _MAX_ARGUMENTS:
         return None

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 
 from db.errors import ShadowtraceError
-from tracer import gdb, guest, plugin, qemu, resources, symbols
+from tracer import gdb, guest, plugin, qemu, resources
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Everything that recording needs, looked for now."""
-    return [_qemu(), _gdb(), _compiler(), _plugin(), _symbols(), _packages(), *_guests()]
+    return [_qemu(), _gdb(), _compiler(), _plugin(), _packages(), *_guests()]
 
 
 def _qemu() -> Finding:
@@ -56,11 +56,6 @@ def _plugin() -> Finding:
     except ShadowtraceError as error:
         return Finding("capture plugin", False, str(error), error.hint)
     return Finding("capture plugin", True, f"loads; QEMU's plugin API {api}")
-
-
-def _symbols() -> Finding:
-    found = symbols.command()
-    return Finding("kernel symbols", found is not None, found or "there is no vmlinux-to-elf", "pip install vmlinux-to-elf")
 
 
 def _packages() -> Finding:

@@ -1,32 +1,38 @@
-"""What gdb does during a recording: it finds the kernel, marks phases, names address spaces, ends at a symbol."""
+"""What gdb does during a recording: it finds the kernel, marks phases, has address spaces named, ends at a symbol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 from db.errors import UsageError
-from tracer import commandline, kernelmms
+from tracer import kernelmms, tasks
 from tracer.gdb import Session, Stop
-from tracer.kerneldata import AT_EXEC, CURRENT, LISTENERS
 from tracer.symbols import Symbols
-from x86.registers import CR4_PAE
-
-_COMM_BYTES = 16
+from tracer.tasks import Layout, Named, TaskEvent
 
 #: The mark of the first program that is executed.
 FIRST_PROCESS = "first user process"
-_CR3_TABLE = 0x000F_FFFF_FFFF_F000
-_CR3_PDPT = 0xFFFF_FFE0
+
+
+class Plugin(Protocol):
+    """What the driver has the plugin do, where there is one: it is shown each block of code as it is translated."""
+
+    def stop_at(self, addresses: range) -> None:
+        """Stop the guest, once, where a block begins at one of some virtual addresses."""
+
+    def watch_tasks(self, layout: Layout, begun: bool) -> None:
+        """Instrument the kernel's functions in ``layout``, and note what tasks do there once they have ``begun``."""
 
 
 class Driver:
     """Arms a gdb session and answers its stops.
 
-    ``on_mark(name)`` is called at each moment with a name; ``on_name(root, pid, name, argv)`` when a program was executed, and for the
-    kernel's own address spaces, which have no ``pid``; ``root`` is a physical address, ``argv`` is ``None`` where it does not show.
-    ``stop_at`` has somebody else stop the guest, once, at one of some addresses; without it there is a breakpoint at each.
-    ``slide`` is how far the kernel was moved, once it has been found. Without ``symbols`` there is one mark, ``reset``, and no names.
-    Raises ``UsageError`` for a symbol the kernel lacks.
+    ``on_mark(name)`` is called at each moment with a name; ``on_name`` with what becomes of an address space, where gdb finds out: that
+    of the kernel's own, and all of them where there is no ``plugin``, which notes them without a stop. ``slide`` is how far the kernel was
+    moved, once it has been found; ``executed`` is true once a program was. Without ``symbols`` there is one mark, ``reset``, and no
+    names. Raises ``UsageError`` for a symbol the kernel lacks.
     """
 
     def __init__(
@@ -36,22 +42,23 @@ class Driver:
         until: str | None,
         marks: Sequence[str],
         on_mark: Callable[[str], None],
-        on_name: Callable[[int, int | None, str, list[str] | None], None],
-        stop_at: Callable[[range], None] | None = None,
+        on_name: Callable[[Named], None],
+        plugin: Plugin | None = None,
     ) -> None:
         self._session = session
         self._symbols = symbols
         self._until = until
         self._on_mark, self._on_name = on_mark, on_name
-        self._stop_at = stop_at
+        self._plugin = plugin
         self._entries = range(0)
         self._slots: list[int] = []
         self._marks: dict[int, str] = {}
         self._wanted = dict.fromkeys(["start_kernel", *marks, *([until] if until else [])])
+        self._layout: Layout | None = None
+        self._first_exec = range(0)
+        self._probes: dict[int, TaskEvent] = {}
         self.slide: int | None = None
-        self._watched = False
-        self._first_exec = True
-        self._executing: dict[int, tuple[int, int]] = {}
+        self.executed = False
 
     def arm(self) -> None:
         """At the reset vector: mark it, and catch Linux wherever it will have been moved to, or marks where another kernel is linked."""
@@ -63,16 +70,19 @@ class Driver:
             return
         entry, slides = self._symbols.addresses[self._symbols.first_c_function], self._symbols.slides()
         self._entries = range(entry, entry + slides.stop, slides.step)
-        if self._stop_at is not None:
+        if self._plugin is not None:
             # QEMU looks through all breakpoints before each block that it has to look up: 512 made firmware run at a tenth of its speed.
-            self._stop_at(self._entries)
+            self._plugin.stop_at(self._entries)
         else:
             self._slots = [self._session.insert_breakpoint(address) for address in self._entries]
 
     def answer(self, stop: Stop) -> bool:
         """Deal with a stop; true where the recording is to end there."""
-        if self._watched:
-            self._name_programs()
+        if stop.pc in self._first_exec:
+            self._first_program(stop.pc)
+        if stop.breakpoint in self._probes and self._symbols is not None and self._layout is not None:
+            for named in tasks.look(self._session, self._layout, self._probes[stop.breakpoint], self._symbols, self.slide or 0):
+                self._on_name(named)
         if stop.breakpoint in self._marks:
             return self._reached(stop.breakpoint)
         if stop.pc in self._entries:
@@ -80,27 +90,55 @@ class Driver:
         return False
 
     def _entered_kernel(self, entry: int) -> None:
-        if self._stop_at is not None:
+        if self._plugin is not None:
             # gdb does not know of that breakpoint. Where something else stopped the guest here, it comes yet, and we are here again.
             self._session.remove_foreign(entry)
         self._session.delete(self._slots)
         self._slots = []
-        if self.slide is None:
-            self._found_kernel(entry - self._entries.start)
+        if self.slide is None and self._symbols is not None:
+            self._found_kernel(self._symbols, entry - self._entries.start)
 
-    def _found_kernel(self, slide: int) -> None:
-        symbols = self._symbols
-        if symbols is None:
-            return
+    def _found_kernel(self, symbols: Symbols, slide: int) -> None:
         self.slide = slide
         self._on_mark("kernel entry")
         early = kernelmms.early_root(self._session.read, symbols, slide)
-        if early is not None and early == self._root(symbols):
-            self._on_name(early, None, kernelmms.EARLY_TABLE, None)
+        if early is not None and early == tasks.root(self._session, symbols.bits):
+            self._on_name(Named(early, "symbol", comm=kernelmms.EARLY_TABLE))
         self._arm_marks(symbols)
-        if symbols.names_programs:
-            self._session.watch_reads(symbols.addresses[LISTENERS] + slide)
-            self._watched = True
+        if tasks.missing(symbols) is None:
+            self._watch_tasks(tasks.layout(symbols, slide))
+
+    def _watch_tasks(self, layout: Layout) -> None:
+        self._layout = layout
+        execs = [layout.functions[event] for event in (TaskEvent.EXEC, TaskEvent.EXEC_32) if layout.functions[event]]
+        self._first_exec = range(min(execs), max(execs) + 1, max(execs) - min(execs) or 1)
+        if self._plugin is not None:
+            # Before any of their code is translated.
+            self._plugin.watch_tasks(layout, begun=False)
+            self._plugin.stop_at(self._first_exec)
+        else:
+            self._probes = {
+                self._session.insert_breakpoint(layout.functions[event]): event for event in TaskEvent if layout.functions[event]
+            }
+
+    def _first_program(self, pc: int) -> None:
+        """Name the kernel's own address spaces, and have those of programs named from now on."""
+        if self._plugin is not None:
+            self._session.remove_foreign(pc)
+        symbols, layout, slide = self._symbols, self._layout, self.slide
+        self._first_exec = range(0)
+        if symbols is None or layout is None or slide is None:
+            return
+        self.executed = True
+        self._on_mark(FIRST_PROCESS)
+        task = tasks.current(self._session, layout)
+        found = task and kernelmms.find_mm(self._session.read, symbols, slide, task, tasks.root(self._session, symbols.bits))
+        if found:
+            self._layout = layout = replace(layout, mm=found[0], pgd=found[1])
+            for root, name in kernelmms.roots(self._session.read, symbols, slide, found[1]):
+                self._on_name(Named(root, "symbol", comm=name))
+        if self._plugin is not None:
+            self._plugin.watch_tasks(layout, begun=True)
 
     def _arm_marks(self, symbols: Symbols) -> None:
         for name in self._wanted:
@@ -112,60 +150,6 @@ class Driver:
         self._session.delete([number])
         self._on_mark(name)
         return name == self._until
-
-    def _name_programs(self) -> None:
-        """Name what any vCPU executes: where several stop at once, or one while the guest is being stopped, QEMU tells of one alone."""
-        symbols = self._symbols
-        if symbols is None:
-            return
-        function, slide = symbols.function(AT_EXEC), self.slide or 0
-        executing = [thread for thread, pc in self._session.pcs().items() if pc - slide in function]
-        known, self._executing = self._executing, {}
-        for thread in executing:
-            self._session.select(thread)
-            task = self._executed(symbols)
-            if task is None:
-                continue
-            pid, name = task
-            root = self._root(symbols)
-            self._executing[thread] = pid, root
-            # A vCPU may be found there at several stops. Two execs of a process in a row have two roots: the old one is there still.
-            if known.get(thread) != (pid, root):
-                self._name_program(symbols, root, pid, name)
-
-    def _executed(self, symbols: Symbols) -> tuple[int, str] | None:
-        """Process id and name of the program that the selected vCPU executes; cr3 and the name are the new ones already."""
-        address = self._current_task(symbols)
-        if address is None:
-            return None
-        pid, comm = (self._session.read(address + symbols.task[name], size) for name, size in (("pid", 4), ("comm", _COMM_BYTES)))
-        if pid is None or comm is None:
-            return None
-        return int.from_bytes(pid, "little", signed=True), comm.split(b"\0", 1)[0].decode(errors="backslashreplace")
-
-    def _name_program(self, symbols: Symbols, root: int, pid: int, name: str) -> None:
-        session = self._session
-        if self._first_exec:
-            self._first_exec = False
-            self._on_mark(FIRST_PROCESS)
-            for kernel_root, kernel_name in kernelmms.roots(session.read, symbols, self.slide or 0):
-                self._on_name(kernel_root, None, kernel_name, None)
-        argv = commandline.arguments(session.read, session.register("rsp"), symbols.bits // 8)
-        self._on_name(root, pid, name, argv)
-
-    def _root(self, symbols: Symbols) -> int:
-        """The physical address of the top table in force: in PAE mode one of 32 bytes, of which a frame holds several."""
-        pae = symbols.bits == 32 and self._session.register("cr4") & CR4_PAE
-        return self._session.register("cr3") & (_CR3_PDPT if pae else _CR3_TABLE)
-
-    def _current_task(self, symbols: Symbols) -> int | None:
-        """The address of the running task's structure: a per-CPU variable, which amd64 addresses from 0, i386 within the kernel."""
-        if symbols.bits == 64:
-            variable = self._session.register("gs_base") + symbols.addresses[CURRENT]
-        else:
-            variable = self._session.register("fs_base") + symbols.addresses[CURRENT] + (self.slide or 0)
-        current = self._session.read(variable & (1 << symbols.bits) - 1, symbols.bits // 8)
-        return None if current is None else int.from_bytes(current, "little")
 
 
 def check_symbols(symbols: Symbols | None, names: Sequence[str]) -> None:

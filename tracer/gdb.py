@@ -84,8 +84,7 @@ class Session:
     def _attach(self, socket: Path) -> None:
         self.command("-gdb-set confirm off")
         self.command("-gdb-set pagination off")
-        # gdb would take them back at each stop: a watchpoint that a second vCPU has hit meanwhile would be told of as another's, to
-        # which gdb shuts its eyes.
+        # gdb would take breakpoints out at each stop and put them in again: QEMU throws translated code away each time.
         self.command("-gdb-set breakpoint always-inserted on")
         self.command("-gdb-set mi-async on")
         self.command(f"-gdb-set remotetimeout {_REMOTE_TIMEOUT}")
@@ -176,7 +175,7 @@ class Session:
             self.running = True
         elif record["message"] == "stopped":
             self.running = False
-            number = payload.get("bkptno") or (payload.get("hw-rwpt") or {}).get("number")
+            number = payload.get("bkptno")
             pc = int((payload.get("frame") or {}).get("addr", "0"), 16)
             reason = str(payload.get("reason", ""))
             self._stops.append(Stop(reason, pc, int(number) if number else None, reason.startswith("exited")))
@@ -211,13 +210,6 @@ class Session:
         """Stop at an address; the breakpoint's number."""
         return int(self.command(f"-break-insert *{address:#x}")["bkpt"]["number"])
 
-    def watch_reads(self, address: int) -> int:
-        """Stop after each read of the four bytes at an address; the watchpoint's number.
-
-        Stops at watchpoints leave QEMU's translated code in place; each stop at a breakpoint throws all of it away.
-        """
-        return int(self.command(f"-break-watch -r *(int*){address:#x}")["hw-rwpt"]["number"])
-
     def delete(self, numbers: list[int]) -> None:
         """Forget breakpoints and watchpoints."""
         if numbers:
@@ -226,15 +218,6 @@ class Session:
     def remove_foreign(self, address: int) -> None:
         """Have QEMU remove a breakpoint that gdb does not know of."""
         self.console(f"maint packet z0,{address:x},1")
-
-    def pcs(self) -> dict[int, int]:
-        """Where each vCPU stands, by the number of its thread in gdb."""
-        threads = self.command("-thread-info")["threads"]
-        return {int(thread["id"]): int(thread["frame"]["addr"], 16) for thread in threads}
-
-    def select(self, thread: int) -> None:
-        """Have registers and memory be those of one vCPU; a stop selects the one that it tells of."""
-        self.command(f"-thread-select {thread}")
 
     def register(self, name: str) -> int:
         """A register's value, unsigned; 0 where this processor has none of that name."""

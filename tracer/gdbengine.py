@@ -9,8 +9,7 @@ from tracer import resources
 from tracer.gdb import GdbGoneError, Session, Stop
 from tracer.qemu import Capture
 
-_BREAKPOINT, _READS = 0, 3
-_READ_BYTES = 4
+_BREAKPOINT = 0
 
 
 class EngineSession(Session):
@@ -62,26 +61,12 @@ class EngineSession(Session):
 
     def insert_breakpoint(self, address: int) -> int:
         """Stop at an address; the breakpoint's number."""
-        return self._stop_at(_BREAKPOINT, address, 1)
-
-    def watch_reads(self, address: int) -> int:
-        """Stop after each read of the four bytes at an address; the watchpoint's number."""
-        return self._stop_at(_READS, address, _READ_BYTES)
-
-    def _stop_at(self, kind: int, address: int, size: int) -> int:
-        return int(self.command(f"-shadowtrace-stop {kind} {address:#x} {size}")["number"])
+        return int(self.command(f"-shadowtrace-stop {_BREAKPOINT} {address:#x} 1")["number"])
 
     def delete(self, numbers: list[int]) -> None:
         """Forget breakpoints and watchpoints."""
         if numbers:
             self.command("-shadowtrace-nostop " + " ".join(map(str, numbers)))
-
-    def pcs(self) -> dict[int, int]:
-        """Where the one vCPU stands."""
-        return {1: self.register("rip")}
-
-    def select(self, thread: int) -> None:
-        """Nothing: there is one vCPU."""
 
     def register(self, name: str) -> int:
         """A register's value: of those that the recorder needs."""

@@ -13,6 +13,7 @@ from db.errors import UsageError, nearest
 from tracer import images, resources
 from tracer.expect import Expectation
 from tracer.images import Images, Source, fetch
+from tracer.system import System
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Guest:
     """The paging modes it shows, in words."""
     seconds: int
     """About how long recording it takes."""
+    events: int
+    """About how many events that gives."""
     limit: float | None
     """Seconds after which it is stopped, for a guest that never ends by itself."""
     arch: str
@@ -66,24 +69,33 @@ def load(name: str) -> Guest:
     folder = resources.scripts() / "guests" / name
     with (folder / "guest.toml").open("rb") as file:
         recipe = tomllib.load(file)
+    system = _system(recipe.get("system"))
     return Guest(
         name=name,
         title=recipe["title"],
         mode=recipe["mode"],
         seconds=recipe["seconds"],
+        events=recipe["events"],
         limit=recipe.get("limit"),
         arch=recipe.get("arch", "amd64"),
-        sources={file: _source(folder, source) for file, source in recipe["files"].items()},
+        sources={file: _source(folder, source, system) for file, source in recipe["files"].items()},
         options=tuple(recipe["arguments"]),
         expect=Expectation.of(recipe["expect"]),
     )
 
 
-def _source(folder: Path, recipe: dict[str, Any]) -> Source:
+def _source(folder: Path, recipe: dict[str, Any], system: System | None) -> Source:
+    if recipe.get("system"):
+        return Source(system=system)
     return Source(
         package=recipe.get("package", ""),
         path=recipe.get("path", ""),
+        release=recipe.get("release", Source.release),
         processes=recipe.get("processes"),
         assembly=folder / recipe["assembly"] if "assembly" in recipe else None,
         program=folder / recipe["program"] if "program" in recipe else None,
     )
+
+
+def _system(table: dict[str, Any] | None) -> System | None:
+    return None if table is None else System(table["release"], tuple(table["packages"]), table["work"])

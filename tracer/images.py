@@ -14,8 +14,10 @@ from pathlib import Path
 
 from db.errors import ShadowtraceError
 from tracer import resources
+from tracer import system as systems
 from tracer.apt import Apt
-from tracer.symbols import sha256
+from tracer.digest import sha256
+from tracer.system import System
 
 #: What init does: processes one after the other, each a fork and an exec; then the machine goes off. It prints the command lines of
 #: some of them, and the process ids that they had, so that the names in a trace can be held against something.
@@ -37,19 +39,26 @@ echo shadowtrace: $i processes
 """
 
 
+_GZIP = b"\x1f\x8b"
+
+
 @dataclass(frozen=True)
 class Source:
-    """Where a guest's file comes from: a path in a package, an initramfs around a package's busybox, or assembly of our own."""
+    """Where a guest's file comes from: a path in a package, an initramfs around a package's busybox, assembly of our own, or a system."""
 
     package: str = ""
     path: str = ""
-    """A glob within the package; a file that ends in .gz is unpacked."""
+    """A glob within the package, or several with a space between; a file that is gzipped is unpacked."""
+    release: str = "bookworm"
+    """The package's Debian release, or a release's backports."""
     processes: int | None = None
     """For an initramfs: processes that init starts, one after the other, before it powers off."""
     assembly: Path | None = None
     """A BIOS of our own."""
     program: Path | None = None
     """A static 32-bit program of our own, in assembly."""
+    system: System | None = None
+    """A whole system, of which this is the file of that name."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def fetch(name: str, arch: str, sources: Mapping[str, Source]) -> Images:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
         made = Path(work) / "made"
         made.mkdir()
-        package = _make(made, Path(work) / "apt", arch, sources)
+        package = _make(made, Path(work), arch, sources)
         digests = {file: sha256(made / file) for file in sources}
         (made / "manifest.json").write_text(json.dumps({"recipe": recipe, "package": package, "sha256": digests}))
         shutil.rmtree(folder, ignore_errors=True)
@@ -85,7 +94,14 @@ def _recipe(sources: Mapping[str, Source]) -> dict[str, list[str]]:
     """What the images are made from, to tell whether those in the cache are still right."""
     return {
         name: [
-            *(source.package, source.path, str(source.processes), sha256(source.assembly) if source.assembly else ""),
+            *(
+                source.release,
+                repr(source.system),
+                source.package,
+                source.path,
+                str(source.processes),
+                sha256(source.assembly) if source.assembly else "",
+            ),
             *([sha256(source.program)] if source.program else []),
             # What init is, and the files around it.
             *([hashlib.sha256(initramfs(b"", source.processes)).hexdigest()] if source.processes is not None else []),
@@ -116,29 +132,34 @@ def _kept(folder: Path, recipe: dict[str, list[str]]) -> Images | None:
 
 def _make(made: Path, work: Path, arch: str, sources: Mapping[str, Source]) -> str | None:
     """Build every file; the package of the one called ``kernel``."""
-    apt = Apt(work, arch) if any(source.package for source in sources.values()) else None
+    releases: dict[str, Apt] = {}
+    built: dict[System, dict[str, Path]] = {}
     kernel_package = None
     for name, source in sources.items():
-        if source.assembly is not None:
+        if source.system is not None:
+            if source.system not in built:
+                (work / name).mkdir()
+                built[source.system] = systems.build(source.system, arch, work / name)
+            built[source.system][name].rename(made / name)
+        elif source.assembly is not None:
             assemble(source.assembly, made / name)
-            continue
-        if source.program is not None:
+        elif source.program is not None:
             link(source.program, made / name)
-            continue
-        if apt is None:
+        elif source.package:
+            if source.release not in releases:
+                releases[source.release] = Apt(work / f"apt-{source.release}", arch, source.release)
+            path = "bin/busybox usr/bin/busybox" if source.processes is not None else source.path
+            file, package = releases[source.release].file(source.package, path)
+            content = file.read_bytes()
+            if source.processes is not None:
+                content = initramfs(content, source.processes)
+            elif content.startswith(_GZIP):
+                content = gzip.decompress(content)
+            (made / name).write_bytes(content)
+            if name == "kernel":
+                kernel_package = package
+        else:
             raise ShadowtraceError(f"the guest's file {name} comes from nowhere", "its recipe is wrong")
-        package = apt.versioned(source.package)
-        unpacked = apt.unpack(package)
-        if source.processes is not None:
-            (made / name).write_bytes(initramfs((unpacked / "bin" / "busybox").read_bytes(), source.processes))
-            continue
-        found = list(unpacked.glob(source.path))
-        if len(found) != 1:
-            raise ShadowtraceError(f"the package {package} has {len(found)} files {source.path}", "has Debian changed its layout?")
-        content = found[0].read_bytes()
-        (made / name).write_bytes(gzip.decompress(content) if found[0].suffix == ".gz" else content)
-        if name == "kernel":
-            kernel_package = package
     return kernel_package
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import select
@@ -12,6 +13,7 @@ from typing import IO, Any
 
 from db.writer import TraceWriter
 from tracer.plugin import Batch, Gap, StreamParser
+from tracer.tasks import Named
 
 _CHUNK = 1 << 20
 _BATCH_SECONDS = 0.2
@@ -114,6 +116,8 @@ class Ingest(threading.Thread):
     def _commit(self, batch: Batch) -> None:
         self._writer.append_rows(batch.rows(), batch.registers, batch.pdptes, batch.contents, batch.origins)
         self.consumed = self._writer.events
+        if batch.names:
+            self._writer.add_all("address_space", [self._numbered("address_space", space_row(*named)) for named in batch.names])
         for gap in batch.gaps:
             self._lose(gap, DROPPED if self._may_drop else "events are missing in the capture stream")
 
@@ -135,8 +139,12 @@ class Ingest(threading.Thread):
             self._row(table, columns)
 
     def _row(self, table: str, columns: dict[str, Any]) -> None:
+        self._writer.add(table, **self._numbered(table, columns))
+
+    def _numbered(self, table: str, columns: dict[str, Any]) -> dict[str, Any]:
+        """A row with the next id of its table."""
         self._ids[table] = self._ids.get(table, 0) + 1
-        self._writer.add(table, id=self._ids[table], **columns)
+        return {"id": self._ids[table], **columns}
 
     def _take_console(self, data: bytes) -> None:
         *lines, self._line = (self._line + data).split(b"\n")
@@ -161,6 +169,13 @@ class Ingest(threading.Thread):
             if not self._lines_lost:
                 self._lost_since = self.consumed
             self._lines_lost += len(texts) - len(rows)
+
+
+def space_row(seq: int, named: Named) -> dict[str, Any]:
+    """The row of ``address_space`` for what became of one behind an event."""
+    words = None if named.argv is None else json.dumps(named.argv)
+    root = named.root
+    return {"seq": seq, "root_gfn": root >> 12, "root": root, "learnt": named.learnt, "pid": named.pid, "comm": named.comm, "argv": words}
 
 
 def _pieces(line: bytes) -> list[bytes]:

@@ -1,13 +1,11 @@
-"""What a kernel's file says about its data where neither kallsyms nor BTF do, as in Debian's kernels for i386.
+"""What a kernel's file says of its data where kallsyms has functions alone, as in Debian's kernels for i386.
 
-Their kallsyms has functions alone. Names of exported data are in ``__ksymtab`` (include/asm-generic/export.h), the layout of
-``task_struct`` shows in ``init_task`` as it is before the kernel runs (init/init_task.c), and one address stands in the code of the
-function that reads it.
+Names of exported data are in ``__ksymtab`` (include/asm-generic/export.h); where a task's fields lie shows in ``init_task`` as it is
+before the kernel runs (init/init_task.c).
 """
 
 from __future__ import annotations
 
-import re
 import struct
 from typing import Any
 
@@ -19,18 +17,6 @@ _KSYMTAB_ENTRY = struct.Struct("<iii")
 #: What is read of init_task: more than any configuration's task_struct needs up to ``comm``.
 _TASK_BYTES = 8192
 _IDLE_COMM = b"swapper\0"
-
-#: The word that drivers/connector/cn_proc.c reads at every fork, exec and exit, so that a watchpoint sees each without a breakpoint;
-#: and the function that reads it at an exec.
-LISTENERS = "proc_event_num_listeners"
-AT_EXEC = "proc_exec_connector"
-_EXEC_BYTES = 96
-
-#: The running task, a per-CPU variable.
-CURRENT = "current_task"
-
-#: A load or a comparison of a word at a fixed 32-bit address; with an fs prefix it is a per-CPU variable, which is not meant.
-_FIXED_WORD = re.compile(rb"(?<!\x64)(?:\xa1|\x8b[\x05\x0d\x15\x1d\x2d\x35\x3d]|\x83\x3d)(....)", re.DOTALL)
 
 
 def exported(elf: ELFFile) -> dict[str, int]:
@@ -62,22 +48,6 @@ def contents(elf: ELFFile, address: int, size: int) -> bytes:
             elf.stream.seek(segment["p_offset"] + offset)
             return bytes(elf.stream.read(min(size, segment["p_filesz"] - offset)))
     return b""
-
-
-def listeners(elf: ELFFile, addresses: dict[str, int]) -> int | None:
-    """The address of ``proc_event_num_listeners``, from the code of ``proc_exec_connector``, for 32-bit kernels."""
-    if elf.elfclass != 32 or AT_EXEC not in addresses:
-        return None
-    words = (int.from_bytes(match[1], "little") for match in _FIXED_WORD.finditer(contents(elf, addresses[AT_EXEC], _EXEC_BYTES)))
-    return next((word for word in words if _is_data(elf, word)), None)
-
-
-def _is_data(elf: ELFFile, address: int) -> bool:
-    return any(
-        section["sh_addr"] <= address < section["sh_addr"] + section["sh_size"]
-        for section in (elf.get_section_by_name(name) for name in (".data", ".bss"))
-        if section is not None
-    )
 
 
 def task_offsets(elf: ELFFile, addresses: dict[str, int]) -> dict[str, int]:

@@ -31,6 +31,15 @@ def unpack(image: bytes) -> bytes:
         raise ValueError(f"the kernel in the bzImage cannot be unpacked: {error}") from error
 
 
+def version(image: bytes) -> str | None:
+    """The version that a bzImage says it has, such as `6.1.0-56-cloud-amd64`; ``None`` where it is none."""
+    if image[0x202:0x206] != b"HdrS":
+        return None
+    (offset,) = struct.unpack_from("<H", image, 0x20E)
+    words = image[offset + 0x200 : offset + 0x200 + 256].split(b"\0", 1)[0].decode("ascii", "replace").split()
+    return words[0] if offset and words else None
+
+
 def _decompress(payload: bytes) -> bytes:
     if payload[:2] == b"\x1f\x8b":
         return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(payload, _MOST)

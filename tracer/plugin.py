@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from db.errors import ShadowtraceError
 from db.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, WRITE_SIZE, Kind, signed
 from db.trace import Row
-from tracer import resources
+from tracer import commandline, resources
+from tracer.tasks import LEARNT, Layout, Named, TaskEvent, text
 
 CFLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
 
 #: ``struct record`` of qemu-scripts/plugin/shadowtrace.h.
 RECORD = np.dtype([("kind", "u1"), ("vcpu", "u1"), ("flags", "<u2"), ("seq", "<u4"), ("addr", "<u8"), ("value", "<u8")])
-REC_EFER, REC_PDPTES, REC_WORDS, REC_PC = 16, 17, 18, 19
+REC_NOTE, REC_EFER, REC_PDPTES, REC_WORDS, REC_PC, REC_DATA = 7, 16, 17, 18, 19, 20
 WRITE_HAS_PC = 0x100
 NO_WORD = 0xFFFF_FFFF
 WORDS_OF_A_PAGE = 512
@@ -33,8 +34,11 @@ WORDS_OF_A_PAGE = 512
 #: A page's words come two to a record.
 _MOST_SIDES = WORDS_OF_A_PAGE // 2
 
-#: The kind of side record that follows each kind of event; 0: none.
-_SIDE_KIND = np.array([0, REC_EFER, REC_PDPTES, REC_PC, REC_WORDS, 0, 0], np.uint8)
+#: The kind of side record that follows each kind of event, and a note; 0: none.
+_SIDE_KIND = np.array([0, REC_EFER, REC_PDPTES, REC_PC, REC_WORDS, 0, 0, REC_DATA], np.uint8)
+
+#: ``struct note`` of qemu-scripts/plugin/tasks.c, up to its data: the stack's bytes, then the strings'.
+_NOTE = struct.Struct("<iIII16sQQ")
 
 #: The flags that the file keeps; above are those that speak of side records.
 _FLAGS = 0xFF
@@ -50,6 +54,11 @@ _BY_VCPU_AT = _EVERY_ACCESS_AT + _EVERY_ACCESS.size
 _BY_TLB_AT = _BY_VCPU_AT + _BY_VCPU.size
 _STOP_RANGE_AT = _BY_TLB_AT + _BY_TLB.size
 _STOP_COUNT_AT = _STOP_RANGE_AT + _STOP_RANGE.size
+_FUNCTIONS, _FIELDS, _WORD = struct.Struct("<4Q"), struct.Struct("<6Q"), struct.Struct("<Q")
+_FUNCTIONS_AT = _STOP_COUNT_AT + _STOP_COUNT.size
+_FIELDS_AT = _FUNCTIONS_AT + _FUNCTIONS.size
+_FIELDS_KNOWN_AT = _FIELDS_AT + _FIELDS.size
+_NOTES_DROPPED_AT = _FIELDS_KNOWN_AT + _WORD.size
 _CONTROL_MAGIC = 0x5368547230303031
 CONTROL_BYTES = 4096
 
@@ -95,6 +104,8 @@ class ControlPage:
     by_vcpu: tuple[int, ...]
     by_tlb: bool
     """Whether loads and stores are told by QEMU's own TLB, not by callbacks."""
+    notes_dropped: int
+    """Names and ends of address spaces that there was no room for."""
 
 
 def read_control(page: mmap.mmap) -> ControlPage:
@@ -104,7 +115,10 @@ def read_control(page: mmap.mmap) -> ControlPage:
         raise ShadowtraceError("the capture plugin's control page makes no sense", "this is a defect of shadowtrace")
     by_vcpu = _BY_VCPU.unpack_from(page, _BY_VCPU_AT)
     (by_tlb,) = _BY_TLB.unpack_from(page, _BY_TLB_AT)
-    return ControlPage(events, dropped, tables, peak, refused, faults, api, bool(closed), tuple(by_kind), by_vcpu, bool(by_tlb))
+    (notes_dropped,) = _WORD.unpack_from(page, _NOTES_DROPPED_AT)
+    return ControlPage(
+        events, dropped, tables, peak, refused, faults, api, bool(closed), tuple(by_kind), by_vcpu, bool(by_tlb), notes_dropped
+    )
 
 
 def record_every_access(page: mmap.mmap) -> None:
@@ -117,6 +131,16 @@ def stop_at(page: mmap.mmap, addresses: range) -> None:
     _STOP_COUNT.pack_into(page, _STOP_COUNT_AT, 0)
     _STOP_RANGE.pack_into(page, _STOP_RANGE_AT, addresses.start, addresses.step)
     _STOP_COUNT.pack_into(page, _STOP_COUNT_AT, len(addresses))
+
+
+def watch_tasks(page: mmap.mmap, layout: Layout, begun: bool) -> None:
+    """Have the plugin instrument the kernel's functions where tasks are executed, forked and freed, before their code is translated.
+
+    It notes what they do once they have ``begun``, when ``layout`` has where a task's address space is kept.
+    """
+    _FUNCTIONS.pack_into(page, _FUNCTIONS_AT, *layout.functions)
+    _FIELDS.pack_into(page, _FIELDS_AT, layout.bits, layout.current_task, layout.pid, layout.comm, layout.mm, layout.pgd)
+    _WORD.pack_into(page, _FIELDS_KNOWN_AT, int(begun))
 
 
 class Gap(NamedTuple):
@@ -139,6 +163,8 @@ class Batch:
     contents: list[tuple[Any, ...]]
     origins: list[tuple[int, int]]
     gaps: list[Gap]
+    names: list[tuple[int, Named]]
+    """What became of address spaces, behind the last event before it."""
 
     def rows(self) -> Iterator[Row]:
         """The event rows, one by one."""
@@ -166,9 +192,22 @@ class StreamParser:
         taken = records[:whole].copy()
         del records
         self._pending = self._pending[whole * RECORD.itemsize :]
-        return self._batch(taken)
+        return self._batch(*self._without_notes(taken))
 
-    def _batch(self, records: NDArray[np.void]) -> Batch:
+    def _without_notes(self, records: NDArray[np.void]) -> tuple[NDArray[np.void], list[tuple[int, Named]]]:
+        kinds = records["kind"]
+        notes = np.flatnonzero(kinds == REC_NOTE)
+        if not len(notes):
+            return records, []
+        before = self._seq + np.cumsum(kinds <= Kind.INVLPG)[notes]
+        names = []
+        for seq, at in zip(before.tolist(), notes.tolist(), strict=True):
+            data = records[at + 1 : at + 1 + int(records[at]["value"])]
+            named = _named(records[at], np.stack((data["addr"], data["value"]), axis=1).tobytes())
+            names.append((seq, named))
+        return records[(kinds != REC_NOTE) & (kinds != REC_DATA)], names
+
+    def _batch(self, records: NDArray[np.void], names: list[tuple[int, Named]]) -> Batch:
         main = records["kind"] <= Kind.INVLPG
         events = records[main]
         gaps = self._gaps(events)
@@ -181,7 +220,7 @@ class StreamParser:
         registers, pdptes, contents = self._sides(records, main)
         origins = self._origins(records, main)
         self._seq += len(events)
-        return Batch(columns, registers, pdptes, contents, origins, gaps)
+        return Batch(columns, registers, pdptes, contents, origins, gaps, names)
 
     def gap_at_end(self, by_vcpu: Sequence[int]) -> list[Gap]:
         """What is missing when the stream has ended, by the number of events that each vCPU had."""
@@ -237,14 +276,14 @@ def _whole_events(records: NDArray[np.void]) -> int:
     if not len(records):
         return 0
     kinds = records["kind"]
-    mains = np.flatnonzero(kinds <= Kind.INVLPG)
+    mains = np.flatnonzero(kinds <= REC_NOTE)
     if not len(mains) or mains[0] != 0:
         raise _nonsense()
     events = records[mains]
     wanted = _sides_wanted(events)
     followed = np.diff(np.append(mains, len(records))) - 1
     whole = len(mains) if followed[-1] >= wanted[-1] else len(mains) - 1
-    sides = records[kinds > Kind.INVLPG]
+    sides = records[kinds > REC_NOTE]
     belongs_to = np.repeat(events["kind"], followed)
     if (
         np.any(kinds == 0)
@@ -264,8 +303,8 @@ def _sides_wanted(events: NDArray[np.void]) -> NDArray[np.uint64]:
     wanted[events["kind"] == Kind.REGS] = 1
     wanted[(events["kind"] == Kind.CR3) & (events["flags"] & CR3_HAS_PDPTES != 0)] = 2
     wanted[(events["kind"] == Kind.WRITE) & (events["flags"] & WRITE_HAS_PC != 0)] = 1
-    pages = events["kind"] == Kind.PAGE
-    wanted[pages] = events["value"][pages]
+    several = (events["kind"] == Kind.PAGE) | (events["kind"] == REC_NOTE)
+    wanted[several] = events["value"][several]
     return wanted
 
 
@@ -273,13 +312,34 @@ def _in_range(events: NDArray[np.void], sides: NDArray[np.void]) -> bool:
     """Whether stores have a size, addresses are physical where they have to be, and words lie within their page."""
     stores, pages, words = events[events["kind"] == Kind.WRITE], events[events["kind"] == Kind.PAGE], sides[sides["kind"] == REC_WORDS]
     sizes = stores["flags"] & WRITE_SIZE
+    notes = events[events["kind"] == REC_NOTE]
     return bool(
-        np.all((sizes >= 1) & (sizes <= 8))
+        np.all(notes["flags"] < len(TaskEvent))
+        and np.all(notes["addr"] < MAX_GPA)
+        and np.all((sizes >= 1) & (sizes <= 8))
         and np.all(stores["addr"] <= MAX_GPA - 8)
         and np.all((pages["addr"] < MAX_GPA) & (pages["addr"] & 0xFFF == 0))
         and np.all(words["flags"] < WORDS_OF_A_PAGE)
         and np.all((words["seq"] < WORDS_OF_A_PAGE) | (words["seq"] == NO_WORD))
     )
+
+
+def _named(note: np.void, data: bytes) -> Named:
+    """What a note says; nothing but the root where it has no more."""
+    learnt, root = LEARNT[TaskEvent(int(note["flags"]))], int(note["addr"])
+    if len(data) < _NOTE.size:
+        return Named(root, learnt)
+    pid, sp_bytes, text_bytes, word, comm, sp, text_va = _NOTE.unpack_from(data)
+    stack = data[_NOTE.size : _NOTE.size + sp_bytes]
+    strings = data[_NOTE.size + sp_bytes : _NOTE.size + sp_bytes + text_bytes]
+
+    def read(address: int, size: int) -> bytes | None:
+        for start, kept in ((sp, stack), (text_va, strings)):
+            if address - start >= 0 and address - start + size <= len(kept):
+                return kept[address - start : address - start + size]
+        return None
+
+    return Named(root, learnt, pid, text(comm), commandline.arguments(read, sp, word) if word in (4, 8) else None)
 
 
 def _nonsense() -> ShadowtraceError:

@@ -27,6 +27,7 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 from db.errors import ShadowtraceError, UsageError
 from db.private import private_folder
 from tracer import plugin
+from tracer.tasks import Layout
 
 _PR_SET_PDEATHSIG = 1
 PIPE_SIZE_COMMAND = 1031
@@ -312,6 +313,10 @@ class Machine:
     def stop_at(self, addresses: range) -> None:
         """Have the plugin have gdb stop where a block of code begins at one of these virtual addresses, once; none of an empty range."""
         plugin.stop_at(self._control, addresses)
+
+    def watch_tasks(self, layout: Layout, begun: bool) -> None:
+        """Have the plugin instrument the kernel's functions in ``layout``, and note what tasks do there once they have ``begun``."""
+        plugin.watch_tasks(self._control, layout, begun)
 
     def alive(self) -> bool:
         """Whether QEMU runs."""

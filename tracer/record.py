@@ -13,7 +13,8 @@ from typing import Any
 from db.errors import ShadowtraceError, UsageError
 from db.trace import TraceReader
 from db.writer import TraceWriter
-from tracer import gdb, plugin, qemu, symbols
+from tracer import gdb, kernelimage, plugin, qemu, symbols, tasks
+from tracer.digest import sha256
 from tracer.driver import check_symbols
 from tracer.expect import not_shown
 from tracer.qemu import Machine
@@ -40,12 +41,15 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
     if request.engine != "plugin" and qemu.vcpus(arguments) > 1:
         raise UsageError("gdb captures one vCPU", "use --engine plugin for several, or -smp 1")
     kernel = _kernel(arguments)
-    known = symbols.load(kernel) if kernel is not None else None
+    known, unnamed = _symbols(kernel)
+    version = kernelimage.version(kernel.read_bytes()) if kernel is not None else None
     check_symbols(known, [*request.marks, *([request.until] if request.until else [])])
     columns = {
         "source": "record",
         **described,
-        "kernel_sha256": symbols.sha256(kernel) if kernel is not None else None,
+        "kernel": described["kernel"] if version is None else version,
+        "unnamed": unnamed,
+        "kernel_sha256": sha256(kernel) if kernel is not None else None,
         "qemu_version": qemu.qemu_version(program),
         "gdb_version": gdb.gdb_version(gdb.find_gdb()),
         "engine": request.engine,
@@ -110,6 +114,18 @@ def _what(request: Request) -> tuple[list[str], dict[str, Any]]:
             "kernel": images.kernel_package and images.kernel_package.removeprefix("linux-image-"),
         }
     return list(request.arguments), {"guest": "own", "title": "a guest of the user's", "kernel": None}
+
+
+def _symbols(kernel: Path | None) -> tuple[symbols.Symbols | None, str | None]:
+    """A kernel's symbols, where they can be read; and why its programs cannot be named, with what would help, if they cannot."""
+    if kernel is None:
+        return None, "QEMU was given no kernel image; add -kernel IMAGE"
+    try:
+        known = symbols.load(kernel)
+    except ValueError as error:
+        return None, f"{error}; give a Linux bzImage with kallsyms, or a vmlinux, as -kernel"
+    why = tasks.missing(known)
+    return known, why and f"{why}; programs are named on Linux for i386 and amd64"
 
 
 def _kernel(arguments: Sequence[str]) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import signal
 import struct
@@ -19,11 +18,12 @@ from db.event import pack_words, signed
 from db.rebuild import Rebuilt, Verdict, rebuild
 from db.trace import TraceReader
 from db.writer import TraceWriter
-from tracer import gdb, gdbengine, symbols
+from tracer import gdb, gdbengine, symbols, tasks
 from tracer.check import check_machine
 from tracer.driver import FIRST_PROCESS, Driver
-from tracer.ingest import DROPPED, Ingest
+from tracer.ingest import DROPPED, Ingest, space_row
 from tracer.request import Outcome, Request, Status
+from tracer.tasks import Named
 
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 120.0
@@ -113,8 +113,8 @@ class Recording:
             self.gdb_lost = "; gdb was killed before the guest started: no marks and names"
             return self._drive_without_gdb(progress)
         with session:
-            stop_at = self.machine.stop_at if self.request.engine == "plugin" else None
-            driver = self.driver = Driver(session, self.symbols, self.request.until, self.request.marks, self._mark, self._name, stop_at)
+            ours = self.machine if self.request.engine == "plugin" else None
+            driver = self.driver = Driver(session, self.symbols, self.request.until, self.request.marks, self._mark, self._name, ours)
             try:
                 driver.arm()
                 session.resume()
@@ -305,7 +305,10 @@ class Recording:
             self._lose(self.engine.refused, "watchpoints or breakpoints that QEMU's stub refused (each stands for all it would have shown)")
         if control.tables_refused:
             self._lose(control.tables_refused, "tables beyond the limit of tables tracked at once (each stands for all its stores)")
+        if control.notes_dropped:
+            self._lose(0, f"{control.notes_dropped:,} names and ends of address spaces, which there was no room for")
         self._name_origins()
+        self._say_why_unnamed()
         self.writer.describe(plugin_api=control.api)
         if self.request.engine == "plugin":
             self.writer.describe(told_by="tlb" if control.by_tlb else "callbacks")
@@ -324,20 +327,25 @@ class Recording:
             self.writer.add("symbol", address=signed(address), size=size, name=name)
         self.writer.describe(kernel_slide=slide)
 
+    def _say_why_unnamed(self) -> None:
+        """For a kernel that can name programs, and did not get to it."""
+        if self.driver is None or self.driver.executed or self.symbols is None or tasks.missing(self.symbols) is not None:
+            return
+        what = "the kernel was not entered" if self.driver.slide is None else "no program was executed"
+        self.writer.describe(unnamed=f"{what} before the recording ended{self.gdb_lost}; record for longer")
+
     def _lose(self, count: int, cause: str) -> None:
         number = len(_losses(self.request.output)) + 1
         self.writer.add("loss", id=number, vcpu=0, seq=self.writer.events, count=count, cause=cause)
 
     def _mark(self, name: str) -> None:
-        named = self.symbols is not None and self.symbols.names_programs
+        named = self.symbols is not None and tasks.missing(self.symbols) is None
         if self.request.every_access and name == (FIRST_PROCESS if named else "reset"):
             self.machine.record_every_access()
         self.ingest.add("mark", seq=self.machine.control().events, name=name, vcpu=0)
 
-    def _name(self, root: int, pid: int | None, comm: str, argv: list[str] | None) -> None:
-        seq = self.machine.control().events
-        words = None if argv is None else json.dumps(argv)
-        self.ingest.add("address_space", seq=seq, root_gfn=root >> 12, root=root, pid=pid, comm=comm, argv=words)
+    def _name(self, named: Named) -> None:
+        self.ingest.add("address_space", **space_row(self.machine.control().events, named))
 
 
 def _losses(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from analyzer.model import MODELS
 from analyzer.replay import Run
-from analyzer.reports.recorded import check_line, loss_line
+from analyzer.reports.recorded import check_line, loss_line, unnamed_line
 from analyzer.reports.text import printable
 from db.trace import TraceReader
 
@@ -25,6 +25,7 @@ class About:
     qemu_version: str | None
     engine: str | None
     told_by: str | None
+    unnamed: str | None
     ram_bytes: int | None
     vcpus: int
     ended: str | None
@@ -54,6 +55,7 @@ def about(trace: TraceReader, run: Run) -> About:
         qemu_version=row["qemu_version"],
         engine=row["engine"],
         told_by=row["told_by"],
+        unnamed=row["unnamed"],
         ram_bytes=row["ram_bytes"],
         vcpus=row["vcpus"],
         ended=row["ended"],
@@ -83,6 +85,8 @@ def opening(about: About, run: Run) -> Iterable[str]:
     for loss in about.losses:
         yield f"  {loss_line(loss)}"
     yield from _checks(about.checks)
+    if about.unnamed:
+        yield f"  {unnamed_line(about.unnamed)}"
     yield f"{run.model}{_parameters(run)} · {run.events:,} events replayed by the {run.core} core{f' ({run.why})' if run.why else ''}"
     if about.touch == "none":
         yield _untouched(run.facts)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from analyzer.inventory import Inventory
-from analyzer.reports.recorded import check_line, loss_line
+from analyzer.reports.recorded import check_line, loss_line, unnamed_line
 from analyzer.reports.text import columns, number, printable, share, space_name
 from db.event import Kind
 
@@ -49,6 +49,8 @@ def _opening(found: Inventory) -> Iterable[str]:
     yield f"{found.events:,} events, {found.bytes:,} bytes{each}"
     if row.get("digest"):
         yield printable(f"digest {row['digest']}")
+    if row.get("unnamed"):
+        yield f"  {unnamed_line(row['unnamed'])}"
     for loss in found.losses:
         yield f"  {loss_line(loss)}"
     for check in found.checks:

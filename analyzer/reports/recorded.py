@@ -36,6 +36,11 @@ def loss_line(loss: dict[str, Any]) -> str:
     return f"LOST {events}after event {loss['seq']:,}: {printable(loss['cause'])}"
 
 
+def unnamed_line(why: str) -> str:
+    """Why no address space has a program's name."""
+    return printable(f"no program has a name: {why}")
+
+
 def text(
     path: str, ended: str, detail: str, events: int, lost: int, check: Check | None, guest: str = "", not_shown: Sequence[str] = ()
 ) -> str:

@@ -5,9 +5,10 @@ CREATE TABLE address_space (
     seq INTEGER NOT NULL,
     root_gfn INTEGER NOT NULL,
     pid INTEGER,
-    comm TEXT NOT NULL,
+    comm TEXT,
     root INTEGER,
     argv TEXT,
+    learnt TEXT,
     PRIMARY KEY (id)
 )
  STRICT;
@@ -109,6 +110,7 @@ CREATE TABLE recording (
     title TEXT NOT NULL,
     kernel TEXT,
     kernel_sha256 TEXT,
+    unnamed TEXT,
     kernel_slide INTEGER,
     qemu_version TEXT,
     qemu_argv TEXT,
@@ -163,7 +165,7 @@ CREATE TABLE symbol (
 )
  STRICT;
 
-CREATE VIEW v_cr3_load AS SELECT e.seq, e.vcpu, printf('0x%x', e.addr) AS cr3, printf('0x%x', p.entry0) AS pdpte0, printf('0x%x', p.entry1) AS pdpte1, printf('0x%x', p.entry2) AS pdpte2, printf('0x%x', p.entry3) AS pdpte3, (SELECT a.comm FROM address_space a WHERE a.root_gfn = (e.addr >> 12) & 0xffffffffff AND a.seq < e.seq AND (p.seq IS NULL OR a.root IS NULL OR a.root = e.addr & 0xffffffe0) ORDER BY a.seq DESC LIMIT 1) AS comm FROM event e LEFT JOIN pdptes p USING (seq) WHERE e.kind = 2;
+CREATE VIEW v_cr3_load AS SELECT e.seq, e.vcpu, printf('0x%x', e.addr) AS cr3, printf('0x%x', p.entry0) AS pdpte0, printf('0x%x', p.entry1) AS pdpte1, printf('0x%x', p.entry2) AS pdpte2, printf('0x%x', p.entry3) AS pdpte3, (SELECT a.comm FROM address_space a WHERE a.root_gfn = (e.addr >> 12) & 0xffffffffff AND a.seq < e.seq AND (p.seq IS NULL OR a.root IS NULL OR a.root = e.addr & 0xffffffe0) ORDER BY a.seq DESC, a.id DESC LIMIT 1) AS comm FROM event e LEFT JOIN pdptes p USING (seq) WHERE e.kind = 2;
 
 CREATE VIEW v_pt_write AS SELECT seq, vcpu, printf('0x%x', addr) AS gpa, flags & 15 AS size, printf('0x%x', value) AS value, CASE flags >> 4 WHEN 0 THEN 'exact' WHEN 1 THEN 'net' WHEN 2 THEN 'snapshot' ELSE 'foreign' END AS seen, iif(o.pc IS NULL, NULL, printf('0x%x', o.pc)) AS pc, (SELECT s.name FROM symbol s WHERE o.pc - s.address BETWEEN 0 AND s.size - 1) AS function FROM event LEFT JOIN store_origin o USING (seq) WHERE kind = 3;
 

@@ -10,7 +10,7 @@ from memory import FileRam, StubRam
 from stream import Stream
 from stub import Stub
 
-_NUMBERS = {"rsp": 7, "rip": 16, "fs_base": 24, "gs_base": 25, "cr3": 29, "cr4": 30}
+_NUMBERS = {"rax": 0, "rcx": 2, "rdx": 3, "rsi": 4, "rdi": 5, "fs_base": 24, "gs_base": 25, "cr3": 29, "cr4": 30}
 
 
 class _Engine:

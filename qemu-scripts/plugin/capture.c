@@ -218,6 +218,7 @@ static void on_translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
         stream_control()->by_tlb = settings.by_tlb;
     }
     if (!user) {
+        tasks_translate(tb, start);
         pthread_mutex_lock(&lock);
         if (settings.touch_entries) {
             look_up_handler(&vcpus[vcpu]);

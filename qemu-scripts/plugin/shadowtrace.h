@@ -13,6 +13,7 @@
  * tlb.c        the same without callbacks, where QEMU's TLB can be had
  * takeover.c   where QEMU's TLB lies
  * blocks.c     fetches
+ * tasks.c      programs executed, processes forked, address spaces freed
  * quiet.c      moments at which the guest stands still
  * capture.c    instructions, life cycle
  */
@@ -54,10 +55,12 @@ enum record_kind {
     REC_PAGE = 4,   /* addr gpa, value the number of REC_WORDS that follow */
     REC_ACCESS = 5, /* flags 1 write, 2 user, 4 fetch, 8 fault; addr va */
     REC_INVLPG = 6, /* addr va */
+    REC_NOTE = 7,   /* no event: flags a task_event, addr the root, value the number of REC_DATA that follow */
     REC_EFER = 16,  /* addr efer */
     REC_PDPTES = 17, /* addr, value: two entries */
     REC_WORDS = 18, /* flags: index of the word in addr; seq: index of the word in value, or NO_WORD */
     REC_PC = 19,    /* addr: va of the instruction that stored */
+    REC_DATA = 20,  /* addr, value: 16 bytes of a note */
 };
 
 #define NO_WORD 0xffffffffu
@@ -73,6 +76,20 @@ struct record {
     uint64_t addr;
     uint64_t value;
 };
+
+/* What Linux does with an address space. */
+enum task_event { TASK_EXEC, TASK_EXEC_32, TASK_FORK, TASK_END, TASK_EVENTS };
+
+/* Where the kernel's functions for these lie, and a task's fields; set by the recorder. */
+struct task_layout {
+    uint64_t functions[TASK_EVENTS]; /* 0: not known */
+    uint64_t bits;                   /* of the kernel's word */
+    uint64_t current_task;           /* from the base of gs, or of fs in a 32-bit kernel */
+    uint64_t pid, comm, mm, pgd;     /* offsets; mm is 0 where it was not found */
+    _Atomic uint64_t begun;          /* written last: the fields above hold */
+};
+
+#define MAX_NOTE_RECORDS 192u
 
 /* What the recorder looks at, and what it says, while the guest runs: the control memfd's page. */
 struct control {
@@ -92,6 +109,8 @@ struct control {
     /* Set by the recorder: gdb is to stop at the first block that begins at one of so many addresses, so many bytes apart. */
     uint64_t stop_first, stop_step;
     _Atomic uint64_t stop_count; /* written last; 0 again once one has begun */
+    struct task_layout tasks;
+    uint64_t notes_dropped;
 };
 
 #define CONTROL_MAGIC 0x5368547230303031ull
@@ -99,6 +118,7 @@ struct control {
 bool stream_open(int stream_fd, int control_fd, bool drop_when_full);
 struct control *stream_control(void);
 void stream_event(const struct record *event, const struct record *side, unsigned sides);
+void stream_note(unsigned vcpu, enum task_event what, uint64_t root, const void *data, size_t bytes);
 void stream_flush(void);
 void stream_close(void);
 
@@ -131,8 +151,8 @@ void outdate_store_caches(void);
 
 /* ---- qemu.c ---- */
 
-enum reg { REG_RSP = 7, REG_RIP = 16, REG_EFLAGS = 17, REG_CS = 18, REG_FS_BASE = 24, REG_GS_BASE = 25, REG_CR0 = 27, REG_CR2 = 28, REG_CR3 = 29,
-           REG_CR4 = 30, REG_EFER = 32 };
+enum reg { REG_RAX = 0, REG_RCX = 2, REG_RDX = 3, REG_RSI = 4, REG_RDI = 5, REG_RSP = 7, REG_RIP = 16, REG_EFLAGS = 17, REG_CS = 18,
+           REG_FS_BASE = 24, REG_GS_BASE = 25, REG_CR0 = 27, REG_CR2 = 28, REG_CR3 = 29, REG_CR4 = 30, REG_EFER = 32 };
 
 /* Of what qemu_task() tells: a 32-bit task. */
 #define TASK_32 (1u << 16)

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -42,7 +43,7 @@ static unsigned events_from(size_t done)
     /* The buffer ends with a whole record, and may begin within one. */
     for (size_t at = used; at > done; at -= at < sizeof(struct record) ? at : sizeof(struct record)) {
         size_t start = at < sizeof(struct record) ? 0 : at - sizeof(struct record);
-        events += at - start == sizeof(struct record) && buffer[start] < REC_EFER;
+        events += at - start == sizeof(struct record) && buffer[start] < REC_NOTE;
     }
     return events;
 }
@@ -105,6 +106,24 @@ void stream_event(const struct record *event, const struct record *side, unsigne
     put(&numbered);
     for (unsigned i = 0; i < sides; i++) {
         put(&side[i]);
+    }
+}
+
+/* What is no event: it has no number, and the recorder is told where one was dropped. */
+void stream_note(unsigned vcpu, enum task_event what, uint64_t root, const void *data, size_t bytes)
+{
+    unsigned count = (unsigned)((bytes + 15) / 16);
+    struct record record = {.kind = REC_NOTE, .vcpu = (uint8_t)vcpu, .flags = (uint16_t)what, .addr = root, .value = count};
+
+    if (!make_room(1 + count)) {
+        control->notes_dropped++;
+        return;
+    }
+    put(&record);
+    for (size_t at = 0; at < bytes; at += 16) {
+        record = (struct record){.kind = REC_DATA, .vcpu = (uint8_t)vcpu};
+        memcpy((uint8_t *)&record + offsetof(struct record, addr), (const uint8_t *)data + at, bytes - at < 16 ? bytes - at : 16);
+        put(&record);
     }
 }
 

@@ -7,6 +7,7 @@
  * tlb.c        the same without callbacks, where QEMU's TLB can be had
  * takeover.c   where QEMU's TLB lies
  * blocks.c     fetches
+ * tasks.c      programs executed, processes forked, address spaces freed
  * quiet.c      moments at which the guest stands still
  * capture.c    instructions, life cycle
  */
@@ -126,6 +127,10 @@ mem_cb access_callback(bool user, enum effect effect);
 
 void between_blocks(unsigned vcpu, uint64_t va, bool user);
 exec_cb block_callback(bool shared, bool user, bool crosses);
+
+/* ---- tasks.c ---- */
+
+void tasks_translate(struct qemu_plugin_tb *tb, uint64_t va);
 
 /* ---- tlb.c ---- */
 

@@ -25,8 +25,9 @@ def content(gfn: int) -> Event:
     return Event(Kind.PAGE, addr=gfn << 12, extra=b"")
 
 
-def written(path: Path, events: list[Event], *names: tuple[int, int, str], marks: Sequence[int] = ()) -> Path:
-    """A trace of these events; each name is the event after which it was learnt, the root (its frame, or its address) and the program."""
+def written(path: Path, events: list[Event], *names: tuple[int, int, str | None], marks: Sequence[int] = ()) -> Path:
+    """A trace of these events; each name is the event after which it was learnt, the root (its frame, or its address) and the program, or
+    ``None`` where the address space ended."""
     with TraceWriter(path) as writer:
         writer.describe(source="record", guest="g", title="t", vcpus=2, ram_bytes=1 << 24, version="test", touch="none", linger=64)
         writer.append(events)
@@ -76,6 +77,19 @@ def test_a_frame_recorded_anew_while_it_is_not_loaded_is_another_space(tmp_path:
     """Content of frame 1 at event 3, while it is loaded, is none; at event 5, while 2 is, it begins one, from that event on."""
     path = written(tmp_path / "t.db", [content(1), load(1), content(1), load(2), content(1), load(1)])
     assert spaces(path) == [(1, 0, 1, None, 1, 2), (2, 0, 4, None, 1, 2), (1, 1, 5, None, 1, 1)]
+
+
+def test_a_root_that_the_kernel_freed_is_another_space_when_it_is_loaded_again(tmp_path: Path) -> None:
+    """The frame was written to as a table all the while, so that no content shows that it is another one."""
+    path = written(tmp_path / "t.db", [load(1), load(2), load(1), load(2), load(1)], (1, 1, "sh"), (3, 1, None), (4, 2, None))
+    assert spaces(path) == [(1, 0, 1, "sh", 2, 2), (2, 0, 2, None, 2, 2), (1, 1, 5, None, 1, 1)]
+
+
+def test_a_name_learnt_at_a_fork_is_that_of_the_next_load(tmp_path: Path) -> None:
+    """The frame was another's before, and its content is recorded anew when it is loaded; an exec's name follows in one of its own."""
+    events = [load(1), load(2), content(1), load(1), load(2)]
+    path = written(tmp_path / "t.db", events, (1, 1, "sh"), (2, 1, None), (2, 1, "child"), (5, 3, None))
+    assert spaces(path) == [(1, 0, 1, "sh", 1, 1), (2, 0, 2, None, 2, 3), (1, 1, 3, "child", 1, 1)]
 
 
 def test_the_first_name_is_the_whole_generation_s(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 from db.event import Kind
@@ -18,22 +19,36 @@ def printed(trace: TraceReader) -> dict[int, list[str]]:
 
 def recorded(trace: TraceReader) -> dict[int, list[str]]:
     """The same from the trace: the program's name as the guest keeps it, and its arguments."""
-    return {row["pid"]: [row["comm"], *json.loads(row["argv"])[1:]] for row in programs(trace)}
+    return {row["pid"]: [row["comm"], *json.loads(row["argv"])[1:]] for row in learnt(trace, "exec")}
 
 
-def programs(trace: TraceReader) -> list[dict[str, Any]]:
-    """The names that were learnt at an exec; the kernel's own address spaces have no process id."""
-    return [row for row in trace.rows("address_space") if row["pid"] is not None]
+def learnt(trace: TraceReader, how: str) -> list[dict[str, Any]]:
+    """What became of address spaces that was learnt in one way."""
+    return [row for row in trace.rows("address_space") if row["learnt"] == how]
 
 
 def check(trace: TraceReader) -> None:
-    """Every process that init printed has its name, and its root was loaded."""
-    told, names = printed(trace), recorded(trace)
+    """Every process that init printed has its name, its root was loaded, and its address space ended."""
+    told, names, programs = printed(trace), recorded(trace), learnt(trace, "exec")
+    assert trace.recording["unnamed"] is None
     assert len(told) == 3
     assert {pid: names.get(pid) for pid in told} == told
-    first = programs(trace)[0]
+    first = programs[0]
     assert (first["comm"], first["pid"], json.loads(first["argv"])) == ("init", 1, ["/bin/busybox", "sh", "/init"])
     loads = [event.addr for event in trace.events((Kind.CR3,))]
     roots = {load & ~0xFFF for load in loads} | {load & ~0x1F for load in loads if trace.recording["guest"] == "686-pae"}
-    assert {row["root"] for row in programs(trace)} <= roots
+    assert {row["root"] for row in programs} <= roots
     assert sum(words == ["busybox", "true"] for words in names.values()) == 110
+    # Whoever was executed had been forked, but for init; each of both has freed its table before the next one had it; init and poweroff never do.
+    forks = learnt(trace, "fork")
+    assert {row["pid"] for row in forks} == {row["pid"] for row in programs} - {1}
+    assert {row["comm"] for row in forks} == {"init"}
+    alive: set[int] = set()
+    for row in trace.rows("address_space"):
+        if row["learnt"] == "end":
+            alive.discard(row["root"])
+        elif row["learnt"] != "symbol":
+            assert row["root"] not in alive, row
+            alive.add(row["root"])
+    assert alive == {first["root"], programs[-1]["root"]}
+    assert Counter(row["pid"] for row in programs).most_common(1)[0][1] == 1

@@ -26,7 +26,7 @@ def origins(trace: TraceReader) -> dict[int, int]:
 
 
 def test_the_nearest_function_below_an_address_is_the_one_it_lies_in() -> None:
-    known = symbols.Symbols(64, {}, {}, {}, [(0x1000, "first"), (0x1010, "second"), (0x1400, "end")])
+    known = symbols.Symbols(64, {}, {}, [(0x1000, "first"), (0x1010, "second"), (0x1400, "end")])
     slide = 0x20_0000
     pcs = [slide + 0x1000, slide + 0x100F, slide + 0x13FF, slide + 0xFFF, slide + 0x1400, slide + 0x9000]
     assert symbols.functions_at(known, slide, pcs) == [(slide + 0x1000, 0x10, "first"), (slide + 0x1010, 0x3F0, "second")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
+import struct
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -18,14 +19,36 @@ from db.errors import ShadowtraceError
 from db.event import Kind, Seen, unpack_words
 from tests.tracer.metal import arguments
 from tracer import plugin, qemu
-from tracer.plugin import NO_WORD, REC_EFER, REC_PC, REC_PDPTES, REC_WORDS, RECORD, WRITE_HAS_PC, Batch, StreamParser
+from tracer.plugin import (
+    NO_WORD,
+    REC_DATA,
+    REC_EFER,
+    REC_NOTE,
+    REC_PC,
+    REC_PDPTES,
+    REC_WORDS,
+    RECORD,
+    WRITE_HAS_PC,
+    Batch,
+    StreamParser,
+)
+from tracer.tasks import Named, TaskEvent
 
 
 def stream(*records: tuple[int, int, int, int, int, int]) -> bytes:
     return np.array(list(records), RECORD).tobytes()
 
 
-#: A mode change, a page with three words, a cr3 load with PDPTEs, a store, a touch, a store that nobody made: vCPU 0's events 0..5.
+def note(sp: int, stack: bytes, text_va: int, strings: bytes) -> list[tuple[int, int, int, int, int, int]]:
+    """What follows a program's note: process 7, called sh, in side records of 16 bytes each."""
+    data = struct.pack("<iIII16sQQ", 7, len(stack), len(strings), 8, b"sh\xff\0rest", sp, text_va) + stack + strings
+    data += bytes(-len(data) % 16)
+    return [(REC_DATA, 0, 0, 0, *struct.unpack_from("<QQ", data, at)) for at in range(0, len(data), 16)]
+
+
+NOTE = note(0x7FFE00, struct.pack("<QQQQ", 2, 0x7FFF00, 0x7FFF03, 0), 0x7FFF00, b"sh\0-c\0".ljust(256, b"\0"))
+
+#: A mode change, a page with three words, a cr3 load with PDPTEs, a store, a touch, a program, a store that nobody made, a space's end: vCPU 0's events 0..5.
 WHOLE = stream(
     (Kind.REGS, 0, 0, 0, 0x80000011, 0x20),
     (REC_EFER, 0, 0, 0, 0xD01, 0),
@@ -38,13 +61,16 @@ WHOLE = stream(
     (Kind.WRITE, 0, 8 | WRITE_HAS_PC, 3, 0x2008, (1 << 64) - 1),
     (REC_PC, 0, 0, 0, 0xFFFFFFFF81000040, 0),
     (Kind.ACCESS, 0, 3, 4, 0xFFFFFFFF81000000, 0),
+    (REC_NOTE, 0, TaskEvent.EXEC, 0, 0x5000, len(NOTE)),
+    *NOTE,
     (Kind.WRITE, 0, 8 | Seen.FOREIGN << 4, 5, 0x2010, 7),
+    (REC_NOTE, 0, TaskEvent.END, 0, 0x5000, 0),
 )
 
 
 def joined(batches: list[Batch]) -> Batch:
     columns = tuple([item for batch in batches for item in batch.columns[number]] for number in range(6))
-    names = ("registers", "pdptes", "contents", "origins", "gaps")
+    names = ("registers", "pdptes", "contents", "origins", "gaps", "names")
     return Batch(columns, *([item for batch in batches for item in getattr(batch, name)] for name in names))
 
 
@@ -63,6 +89,15 @@ def test_records_become_rows() -> None:
     assert [(seq, unpack_words(words)) for seq, words in batch.contents] == [(2, [(3, 0x67), (7, 1 << 63), (511, 0x99)])]
     assert batch.origins == [(4, -0x7EFFFFC0)]
     assert batch.gaps == []
+    assert batch.names == [(5, Named(0x5000, "exec", 7, "sh\\xff", ["sh", "-c"])), (6, Named(0x5000, "end"))]
+
+
+@given(st.integers(0, (1 << 64) - 1), st.binary(max_size=600), st.integers(0, (1 << 64) - 1), st.binary(max_size=2100))
+def test_whatever_a_guest_has_on_its_stack_a_note_is_read(sp: int, stack: bytes, text_va: int, strings: bytes) -> None:
+    data = note(sp, stack, text_va, strings)
+    batch = StreamParser().feed(stream((REC_NOTE, 1, TaskEvent.EXEC, 0, 0x1000, len(data)), *data))
+    ((seq, named),) = batch.names
+    assert (seq, named.root, named.pid, list(batch.rows())) == (0, 0x1000, 7, [])
 
 
 @given(st.lists(st.integers(0, len(WHOLE)), max_size=6))
@@ -99,7 +134,7 @@ def test_an_event_that_never_became_whole_is_left_over() -> None:
 
 def test_a_record_of_no_known_kind_is_refused() -> None:
     with pytest.raises(ShadowtraceError, match="no sense"):
-        StreamParser().feed(stream((7, 0, 0, 0, 0, 0), (Kind.INVLPG, 0, 0, 0, 0, 0)))
+        StreamParser().feed(stream((15, 0, 0, 0, 0, 0), (Kind.INVLPG, 0, 0, 0, 0, 0)))
 
 
 def test_a_store_without_the_origin_it_promises_is_refused() -> None:
