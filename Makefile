@@ -3,13 +3,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := qemu-system-x86 gdb gcc libc6-dev python3-venv
+PACKAGES := qemu-system-x86 gdb gcc libc6-dev python3-venv mmdebstrap fakeroot e2fsprogs
 # What the tests and the picture in README need besides: a browser, what reads manual pages, Perfetto files and a trace.dat, a file
 # system with quotas and one over a network.
 TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core groff nodejs trace-cmd btrfs-progs sshfs openssh-sftp-server
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help demo test test-faults fuzz test-bounds test-sanitize setup packages test-packages check docs man readme vendor accuracy bench clean
+.PHONY: help demo test quick test-boots test-fresh test-faults fuzz test-bounds test-sanitize setup packages test-setup test-packages check docs man \
+	readme vendor accuracy bench clean
 
 # Inputs that make fuzz tries of each target by our own mutations, and guided by coverage.
 FUZZ_RUNS ?= 20000
@@ -19,38 +20,58 @@ FIGURES := SHADOWTRACE_FIGURES=$(CURDIR)/docs/reliability.json
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1  \t/p' $(MAKEFILE_LIST)
 
-demo: setup ## boot a real Linux under QEMU, traced; replay it; print the report
-	@echo "== recording a boot of Debian's cloud kernel into demo.db (the first time fetches it and reads its symbols)"
-	@$(BIN)/shadowtrace record cloud-amd64 -o demo.db --force
+# The fast core compiles while the guest's kernel is fetched and recorded: either keeps one processor busy.
+demo: $(VENV)/.installed ## boot a real Linux under QEMU, traced; replay it; print the report
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(VENV)/.ready demo-boot
 	@echo "== replaying it through the shadow MMU of Linux 2.6.20"
 	@$(BIN)/shadowtrace report demo.db
 
-test: setup test-packages check ## every check and every test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder
+.PHONY: demo-boot
+demo-boot: $(VENV)/.installed
+	@echo "== recording a boot of Debian's cloud kernel into demo.db (the first time fetches it)"
+	@$(BIN)/shadowtrace record cloud-amd64 -o demo.db --force
 
-test-faults: setup ## kill and starve recordings by the dozen (an hour); figures into docs/reliability.md
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test: test-setup test-packages check ## every check and every test
+	$(PYTEST)
+
+quick: test-setup check ## what to run before each commit: checks, and the tests that boot nothing and take no time (2 minutes)
+	$(PYTEST) -m "not boot and not faults and not slow"
+
+test-boots: test-setup ## record the whole systems that make test leaves out
+	$(BIN)/python -m pytest -m boots
+
+test-fresh: ## the first command of README on a bare Debian 12 and 13 (root, debootstrap); figures into docs/reliability.md
+	$(FIGURES) $(PYTHON) tests/fresh.py
+	$(MAKE) test-setup
+	$(BIN)/python docs/reliability.py
+
+test-faults: test-setup ## kill and starve recordings by the dozen (an hour); figures into docs/reliability.md
 	$(FIGURES) $(BIN)/python -m pytest tests/faults -m "faults or not faults"
 	$(BIN)/python docs/reliability.py
 
-fuzz: setup ## damaged inputs by the ten thousand, then guided by coverage; figures into docs/reliability.md
+fuzz: test-setup ## damaged inputs by the ten thousand, then guided by coverage; figures into docs/reliability.md
 	$(FIGURES) FUZZ_RUNS=$(FUZZ_RUNS) $(BIN)/python -m pytest tests/fuzz
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	for target in reader verbs importer stream pack; do $(BIN)/python -m tests.fuzz.guided $$target $(GUIDED_RUNS) || exit 1; done
 	$(BIN)/python docs/reliability.py
 
-test-sanitize: setup ## the plugin under AddressSanitizer, through boots
+test-sanitize: test-setup ## the plugin under AddressSanitizer, through boots
 	SHADOWTRACE_SANITIZE=1 $(BIN)/python -m pytest tests/tracer/test_sanitize.py
 
 test-bounds: packages ## the quick tests with the lowest versions of all dependencies
 	tests/bounds.sh
 
-check: setup ## style, types, the house's rules
+check: test-setup ## style, types, the house's rules
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-setup: packages $(VENV)/.ready ## Debian packages, virtual environment
+setup: $(VENV)/.ready ## Debian packages, virtual environment
+
+test-setup: $(VENV)/.tested
 
 packages: INSTALL := $(PACKAGES)
 test-packages: INSTALL := $(TEST_PACKAGES)
@@ -60,7 +81,8 @@ packages test-packages:
 	@missing=""; for p in $(INSTALL); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
 	  echo "== installing Debian packages:$$missing"; \
-	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
 
 $(VENV)/.installed: setup.cfg pyproject.toml | packages
@@ -82,22 +104,22 @@ $(VENV)/.tested: $(VENV)/.ready
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fast,test]'
 	@touch $@
 
-docs: setup ## write the parts of docs/ that are made from the code
+docs: test-setup ## write the parts of docs/ that are made from the code
 	$(BIN)/python docs/generate.py
 
-man: setup ## write the manual pages
+man: test-setup ## write the manual pages
 	$(BIN)/python docs/manpages.py
 
-readme: setup test-packages ## write the report and the picture in README, from a boot
+readme: test-setup test-packages ## write the report and the picture in README, from a boot
 	$(BIN)/python docs/readme.py
 
-vendor: setup ## fetch the page's chart libraries from npm, pinned
+vendor: test-setup ## fetch the page's chart libraries from npm, pinned
 	$(BIN)/python docs/vendor.py
 
-accuracy: setup ## measure how wrong first touches can be, into docs/accuracy.md (minutes)
+accuracy: test-setup ## measure how wrong first touches can be, into docs/accuracy.md (minutes)
 	$(BIN)/python docs/accuracy.py
 
-bench: setup ## measure what everything costs, into docs/performance.md (minutes)
+bench: test-setup ## measure what everything costs, into docs/performance.md (minutes)
 	$(BIN)/pip install --quiet --disable-pip-version-check adbc-driver-sqlite pyarrow
 	$(BIN)/python -m bench
 

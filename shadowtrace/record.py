@@ -64,6 +64,14 @@ _OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
     help="Record a QEMU that runs already, from now on, by its gdb stub's unix socket (engine gdb); it runs on at the end.",
 )
 @click.option("--ram-file", type=click.Path(path_type=Path), metavar="FILE", help="With --attach: the file that guest RAM lies in; faster.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --attach: how long to wait for a socket that is not there yet.",
+)
 @click.option("--net", is_flag=True, help="With --engine gdb: no watchpoints, only what changed between two stops.")
 @click.option("--deterministic", is_flag=True, help="Run on instruction counts and a fixed clock: twice the same (not by gdb).")
 @click.option("--linger", default=64, show_default=True, type=click.IntRange(1, 1024), help="Stores a retired table is watched for.")
@@ -96,6 +104,7 @@ def command(
     engine: str,
     socket: str | None,
     ram_file: Path | None,
+    wait: float,
     net: bool,
     deterministic: bool,
     linger: int,
@@ -121,8 +130,8 @@ def command(
         raise UsageError(f"--touch-entries {touch_entries} is no power of two up to 65536", "for example --touch-entries 1024")
     if net and engine != "gdb" and socket is None:
         raise UsageError("--net is a way of capturing by gdb", "add --engine gdb")
-    if ram_file is not None and socket is None:
-        raise UsageError("--ram-file belongs to --attach", "add --attach SOCKET")
+    if socket is None and (given := asked(("ram_file", "wait"))):
+        raise UsageError(f"{given[0]} belongs to --attach", "add --attach SOCKET")
     if socket is not None:
         if guest is not None or qemu_args:
             raise UsageError(
@@ -159,7 +168,10 @@ def command(
     if user_stores and touch != "none":
         raise UsageError("--user-stores is for page tables only: with touches they are watched anyway", "add --touch none, or leave it out")
     with recording_line(f"recording into {output}; Ctrl-C ends it and seals the file") as progress:
-        outcome = record(request, progress) if socket is None else attach(Attachment(Path(socket), ram_file), request, progress)
+        if socket is None:
+            outcome = record(request, progress)
+        else:
+            outcome = attach(Attachment(Path(socket), ram_file, wait), request, progress, lambda text: click.echo(text, err=True))
     shown = (outcome.ended, outcome.detail, outcome.events, outcome.lost, outcome.verdict, named or "", outcome.not_shown)
     show(recorded.text(str(output), *shown))
     if outcome.ended == "interrupted":

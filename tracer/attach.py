@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from tracer.recording import Recording
 from tracer.request import Outcome, Request, Status
 
 _CHECKED_PAGE = 4096
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,25 +33,39 @@ class Attachment:
 
     socket: Path
     ram_file: Path | None = None
+    wait: float = 0
+    """Seconds that QEMU may take to open its socket."""
 
 
-def check_attachment(attachment: Attachment) -> None:
-    """Raise ``UsageError`` where there is nothing to attach to."""
+def check_attachment(attachment: Attachment, waiting: Callable[[str], None] | None = None) -> None:
+    """Wait for what there is to attach to; raise ``UsageError`` where there is nothing. ``waiting`` is called once, with what is waited for."""
     socket = attachment.socket
+    deadline = time.monotonic() + attachment.wait
+    if not socket.exists() and socket.parent.is_dir() and ":" not in str(socket) and attachment.wait:
+        if waiting is not None:
+            waiting(f"waiting for QEMU to open {socket}, {attachment.wait:g} s at the most")
+        while not socket.exists() and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
     if ":" in str(socket) and not socket.exists():
         raise UsageError(
             f"{socket} looks like a TCP port: only unix sockets are attached to",
             "start QEMU with -chardev socket,path=FILE,server=on,wait=off,id=gdb -gdb chardev:gdb",
         )
     if not socket.is_socket():
-        raise UsageError(f"{socket} is no socket", "QEMU's: -chardev socket,path=FILE,server=on,wait=off,id=gdb -gdb chardev:gdb")
+        what = f"{socket} is no socket" if socket.exists() else f"there is no socket {socket}, after {attachment.wait:g} s of waiting"
+        raise UsageError(what, "QEMU's: -chardev socket,path=FILE,server=on,wait=off,id=gdb -gdb chardev:gdb")
     if attachment.ram_file is not None and not attachment.ram_file.is_file():
         raise UsageError(f"there is no RAM file {attachment.ram_file}", "QEMU's: -object memory-backend-file,mem-path=FILE,share=on")
 
 
-def attach(attachment: Attachment, request: Request, progress: Callable[[Status], None] | None = None) -> Outcome:
+def attach(
+    attachment: Attachment,
+    request: Request,
+    progress: Callable[[Status], None] | None = None,
+    waiting: Callable[[str], None] | None = None,
+) -> Outcome:
     """Record from now on. The trace is sealed whichever way it ends; raises ``ShadowtraceError`` before it begins."""
-    check_attachment(attachment)
+    check_attachment(attachment, waiting)
     with TraceWriter(request.output, request.force, request.sync) as writer:
         writer.describe(
             source="record",
@@ -122,7 +138,7 @@ class Attached:
         paths = [f"/proc/{os.getpid()}/fd/{fd}" for fd in (stream_end, control_fd)]
         socket = self.attachment.socket.absolute()
         try:
-            self.session = _KeptSession(socket, paths[0], paths[1], ram, self.exact, self.capture)
+            self.session = self._connect(socket, paths, ram)
         except BaseException as error:
             gdb.release(socket)
             if isinstance(error, gdb.GdbGoneError):
@@ -138,6 +154,17 @@ class Attached:
             )
         if self.ram_bytes > MAX_RAM_BYTES:
             raise UsageError("guests of up to 2 GiB can be traced", "give it less RAM: -m 2G")
+
+    def _connect(self, socket: Path, paths: list[str], ram: str) -> _KeptSession:
+        """Between the moment at which a socket is there and that at which QEMU listens, it refuses."""
+        deadline = time.monotonic() + self.attachment.wait
+        while True:
+            try:
+                return _KeptSession(socket, paths[0], paths[1], ram, self.exact, self.capture)
+            except ShadowtraceError as error:
+                if "Connection refused" not in str(error) or time.monotonic() >= deadline:
+                    raise
+            time.sleep(_LOOK_SECONDS)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()

@@ -80,7 +80,7 @@ class Driver:
         """Deal with a stop; true where the recording is to end there."""
         if stop.pc in self._first_exec:
             self._first_program(stop.pc)
-        if stop.breakpoint in self._probes and self._symbols is not None and self._layout is not None:
+        if self.executed and stop.breakpoint in self._probes and self._symbols is not None and self._layout is not None:
             for named in tasks.look(self._session, self._layout, self._probes[stop.breakpoint], self._symbols, self.slide or 0):
                 self._on_name(named)
         if stop.breakpoint in self._marks:

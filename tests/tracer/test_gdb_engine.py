@@ -106,6 +106,16 @@ def test_both_are_what_qemu_logs(runs: Runs) -> None:
             assert not lists[name].left_out
 
 
+def test_the_same_address_spaces_are_named(runs: Runs) -> None:
+    """The plugin notes them without a stop, gdb stops at the same functions."""
+    found = []
+    for path in (runs.plugin, runs.gdb):
+        with TraceReader(path) as trace:
+            found.append([(row["learnt"], row["root"], row["pid"], row["comm"], row["argv"]) for row in trace.rows("address_space")])
+    assert found[0] == found[1]
+    assert "exec" in {row[0] for row in found[0]}
+
+
 def test_modes_and_invlpgs_are_the_plugin_s(runs: Runs) -> None:
     """Compatibility code's far jumps and the like aside, these are not asked for; they come with the sites."""
     found = []
@@ -287,6 +297,19 @@ def test_a_running_qemu_is_attached_to_and_left_running(with_file: bool, tmp_pat
         assert trace.rows("mark")[0]["name"] == "attached"
 
 
+def test_a_qemu_that_starts_later_than_the_recorder_is_waited_for(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("shadowtrace")
+    command = [program, "record", "--attach", tmp_path / "gdb.socket", "--wait", "60", "--for", "3", "-o", tmp_path / "t.db"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as recorder:
+        assert recorder.stderr is not None
+        said = recorder.stderr.readline()
+        assert said == f"waiting for QEMU to open {tmp_path / 'gdb.socket'}, 60 s at the most\n"
+        with running(tmp_path):
+            out, err = recorder.communicate(timeout=120)
+    assert recorder.returncode == 0, err
+    assert ", 0 lost; for: 3 seconds were over" in out
+
+
 def test_a_guest_that_is_not_attached_to_after_all_runs_on(tmp_path: Path, cli: Cli) -> None:
     """The stub was connected to, which stopped it, before the RAM file was found to be another's."""
     (tmp_path / "ram").write_bytes(bytes(4096))
@@ -330,7 +353,7 @@ def wait_for_line(console: Path, text: str) -> None:
 
 @pytest.mark.parametrize("socket", ["localhost:1234", "no-such-socket"])
 def test_what_cannot_be_attached_to_is_refused_with_a_sentence(socket: str, tmp_path: Path, cli: Cli) -> None:
-    done = cli("record", "--attach", socket, "-o", tmp_path / "t.db", cwd=tmp_path)
+    done = cli("record", "--attach", socket, "--wait", "0.5", "-o", tmp_path / "t.db", cwd=tmp_path)
     assert done.returncode == 2
     assert ("TCP" if ":" in socket else "no socket") in done.stderr
     assert "hint:" in done.stderr
