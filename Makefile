@@ -22,7 +22,7 @@ help: ## what there is
 
 # The fast core compiles while the guest's kernel is fetched and recorded: either keeps one processor busy.
 demo: $(VENV)/.installed ## boot a real Linux under QEMU, traced; replay it; print the report
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(VENV)/.ready demo-boot
+	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.ready demo-boot
 	@echo "== replaying it through the shadow MMU of Linux 2.6.20"
 	@$(BIN)/shadowtrace report demo.db
 
@@ -36,7 +36,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist lo
 test: test-setup test-packages check ## every check and every test
 	$(PYTEST)
 
-quick: test-setup check ## what to run before each commit: checks, and the tests that boot nothing and take no time (2 minutes)
+quick: test-setup test-packages check ## checks, and the tests that need no guest: before each commit (2 minutes)
 	$(PYTEST) -m "not boot and not faults and not slow"
 
 test-boots: test-setup ## record the whole systems that make test leaves out

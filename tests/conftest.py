@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Forked
 from tracer import guest, resources
 from tracer.apt import Apt
 from tracer.record import record
@@ -25,7 +27,9 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 #: The files that take longest: begun last, one of them would run alone while other workers have nothing left to do.
 LONGEST = (
     "tests/tracer/test_guests.py",
+    "tests/tracer/test_systems.py",
     "tests/tracer/test_gdb_engine.py",
+    "tests/tracer/test_kernels.py",
     "tests/test_docs.py",
     "tests/analyzer/test_cases.py",
     "tests/tracer/test_names.py",
@@ -34,12 +38,25 @@ LONGEST = (
 )
 
 
+#: What boots no guest and takes long all the same, or needs a browser: `make quick` leaves it out.
+SLOW = re.compile(
+    "tests/(analyzer/test_(html|properties|sweep|cores|kernel|findings)|fuzz/.*|faults/.*|shadowtrace/test_(completion|width)).py.*"
+    "|tests/analyzer/test_cases.py::test_a_whole_real_boot.*"
+    "|tests/db/test_hostile.py::test_a_(row_of_no_known_shape|value_of_another_type).*"
+    "|tests/tracer/test_systems.py.*|tests/test_docs.py::test_wheel.*|tests/test_supply.py::test_pip.*"
+)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         file = item.nodeid.partition("::")[0]
         return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
     items.sort(key=place)
+    for item in items:
+        if SLOW.fullmatch(item.nodeid):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup() -> None:
@@ -59,21 +76,29 @@ def shared() -> Path:
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+#: What a command that starts anew is not needed for.
+_READ_WHEN_CALLED = re.compile("COLUMNS|LINES|TERM|NO_COLOR|FORCE_COLOR|SHADOWTRACE_.*")
+
+
 @pytest.fixture(scope="session")
-def cli() -> Cli:
-    """Run the installed command with these arguments."""
+def forked() -> Iterator[Forked]:
+    """The command line, imported once."""
+    server = Forked()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def cli(forked: Forked) -> Cli:
+    """Run the command with these arguments; one whose environment Python itself reads is started as it is installed."""
     program = Path(sys.executable).with_name("shadowtrace")
 
     def run(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [program, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=cwd,
-            timeout=600,
-            env={**os.environ, **environment},
-        )
+        words = [str(argument) for argument in arguments]
+        everything = {**os.environ, **environment}
+        if all(_READ_WHEN_CALLED.fullmatch(name) for name in environment):
+            return subprocess.CompletedProcess([program, *words], *forked.run(words, cwd or Path.cwd(), everything))
+        return subprocess.run([program, *words], capture_output=True, text=True, check=False, cwd=cwd, timeout=600, env=everything)
 
     return run
 
@@ -114,11 +139,10 @@ def qemu_of_backports() -> str:
     folder = resources.cache("tests") / "qemu-of-backports"
     program = folder / "qemu-system-x86_64"
     if not program.exists():
-        mirror = "http://deb.debian.org/debian"
         shutil.rmtree(folder, ignore_errors=True)
-        apt = Apt(folder / "apt", "amd64", [f"{mirror} bookworm main", f"{mirror} bookworm-backports main"])
+        apt = Apt(folder / "apt", "amd64", "bookworm-backports")
         packages = ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")
-        roots = {name: apt.unpack(f"{name}/bookworm-backports") for name in packages}
+        roots = {name: apt.unpack(name) for name in packages}
         binary = roots["qemu-system-x86"] / "usr/bin/qemu-system-x86_64"
         modules = roots["qemu-system-common"] / "usr/lib/x86_64-linux-gnu/qemu"
         firmware = [roots["qemu-system-data"] / "usr/share/qemu", roots["seabios"] / "usr/share/seabios"]

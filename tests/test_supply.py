@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -43,6 +46,29 @@ def test_the_lowest_versions_that_are_tested_are_the_bounds() -> None:
     lowest = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines if not line.startswith("#"))  # type: ignore[union-attr]
     expected = {name: bound(requirement, ">=") for name, requirement in requirements(every=False).items()}
     assert {name: Version(version) for name, version in lowest.items()} == expected
+
+
+def test_pip_builds_nothing_but_this_package() -> None:
+    """A bare Debian has no headers of Python: whatever set-up installs comes as a wheel."""
+    extras = ["fast", "test"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert set(re.findall(r"--editable '\.\[([\w,]+)\]'", makefile)) == {"fast", "fast,test", "fuzz"}
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--ignore-installed",
+        "--report",
+        "-",
+        f"{ROOT}[{','.join(extras)}]",
+    ]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    files = {entry["metadata"]["name"]: entry["download_info"]["url"] for entry in report["install"]}
+    assert len(files) > 20
+    assert [name for name, url in files.items() if not url.endswith(".whl") and name != "shadowtrace"] == []
 
 
 def test_every_dependency_s_licence_is_listed() -> None:

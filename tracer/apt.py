@@ -15,6 +15,11 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 MIRROR = "http://deb.debian.org/debian"
 _SECURITY = "http://deb.debian.org/debian-security"
 
+#: A machine without a network is told so soon: apt waits up to half a minute between two tries.
+RETRIES = {"Acquire::Retries": "2", "Acquire::Retries::Delay::Maximum": "2"}
+
+_SECONDS = 600
+
 #: What a release is made of, the release itself first; of backports, what they are for, too.
 _BACKPORTS = "-backports"
 
@@ -24,6 +29,13 @@ def sources(release: str) -> list[str]:
     base = release.removesuffix(_BACKPORTS)
     updates = [f"{MIRROR} {base}-updates main", f"{_SECURITY} {base}-security main"]
     return [f"{MIRROR} {base} main", *([f"{MIRROR} {release} main"] if release != base else updates)]
+
+
+def complaint(stderr: str) -> str:
+    """The first line in which one of apt's programs says what is wrong; the last line where none does."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    wrong = [line.removeprefix("E: ") for line in lines if line.startswith("E: ")]
+    return (wrong or lines[-1:] or ["it said nothing"])[0]
 
 
 class Apt:
@@ -43,10 +55,11 @@ class Apt:
             "Dir::Etc::sourceparts": "/dev/null",
             "Dir::Etc::preferencesparts": "/dev/null",
             "APT::Architecture": arch,
-            "APT::Default-Release": release,
+            # Backports are taken only where they are asked for; updates of a release go before it.
+            **({"APT::Default-Release": release} if release.endswith(_BACKPORTS) else {}),
             "APT::Sandbox::User": "root",
             "Acquire::Languages": "none",
-            "Acquire::Retries": "3",
+            **RETRIES,
         }
         lines = [f'{key} "{value}";' for key, value in settings.items()]
         (folder / "apt.conf").write_text("\n".join([*lines, f'APT::Architectures {{ "{arch}"; }};', ""]))
@@ -63,18 +76,22 @@ class Apt:
     def _update(self, sources: list[str]) -> None:
         lines = [f"deb [signed-by={KEYRING}] {source}\n" for source in sources]
         (self._folder / "sources.list").write_text("".join(lines))
-        self._run("apt-get", "update", "-qq")
+        self._run("apt-get", "update", "-qq", "--error-on=any")
 
     def _run(self, *command: str) -> str:
         environment = {**os.environ, "APT_CONFIG": str(self._folder / "apt.conf"), "LC_ALL": "C"}
         try:
-            done = subprocess.run(command, cwd=self._folder / "debs", env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, cwd=self._folder / "debs", env=environment, capture_output=True, text=True, check=False, timeout=_SECONDS
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ShadowtraceError(
+                f"{' '.join(command)} took more than {_SECONDS} s", "does this machine reach Debian's packages?"
+            ) from error
         except FileNotFoundError as error:
             raise ShadowtraceError(f"there is no {command[0]}", "guests are made from Debian's packages: this needs Debian") from error
         if done.returncode:
-            raise ShadowtraceError(
-                f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}", "does this machine reach Debian's packages?"
-            )
+            raise ShadowtraceError(f"{' '.join(command)} failed: {complaint(done.stderr)}", "does this machine reach Debian's packages?")
         return done.stdout
 
     def _kernel_package(self, package: str) -> str:
@@ -132,7 +149,10 @@ class Apt:
             if len(found) != 1:
                 raise ShadowtraceError(f"the package {package} has {len(found)} files {path}", "has Debian changed its layout?")
             partial = kept.with_name(f"{kept.name}.{os.getpid()}")
-            partial.write_bytes(found[0].read_bytes())
-            digest.write_text(sha256(partial))
-            partial.replace(kept)
+            try:
+                partial.write_bytes(found[0].read_bytes())
+                digest.write_text(sha256(partial))
+                partial.replace(kept)
+            finally:
+                partial.unlink(missing_ok=True)
         return kept, package

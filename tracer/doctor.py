@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 
 from db.errors import ShadowtraceError
-from tracer import gdb, guest, plugin, qemu, resources
+from tracer import gdb, guest, plugin, qemu, resources, system
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Everything that recording needs, looked for now."""
-    return [_qemu(), _gdb(), _compiler(), _plugin(), _packages(), *_guests()]
+    return [_qemu(), _gdb(), _compiler(), _plugin(), _packages(), _systems(), *_guests()]
 
 
 def _qemu() -> Finding:
@@ -62,6 +62,12 @@ def _packages() -> Finding:
     missing = [name for name in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(name) is None]
     detail = f"there is no {', '.join(missing)}" if missing else "apt-get and dpkg-deb are there"
     return Finding("Debian's packages for guests", not missing, detail, "guests are made from Debian's packages: this needs Debian")
+
+
+def _systems() -> Finding:
+    missing = system.missing_tools()
+    detail = f"there is no {', '.join(missing)}" if missing else "mmdebstrap, fakeroot and mke2fs are there"
+    return Finding("what whole systems are made with", not missing, detail, f"apt-get install {' '.join(missing)}")
 
 
 def _guests() -> list[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from db.errors import UsageError
+from db.errors import ShadowtraceError, UsageError
 from tracer import kernelmms, tasks
 from tracer.gdb import Session, Stop
 from tracer.symbols import Symbols
@@ -152,12 +152,16 @@ class Driver:
         return name == self._until
 
 
-def check_symbols(symbols: Symbols | None, names: Sequence[str]) -> None:
-    """Raise ``UsageError`` where a symbol that the user asked for is not there."""
+def check_symbols(symbols: Symbols | None, names: Sequence[str], unreadable: str | None) -> None:
+    """Raise where a symbol that the user asked for is not there: ``ShadowtraceError`` for a kernel that is ``unreadable``, for the reason
+    given, else ``UsageError``.
+    """
     for name in names:
-        if symbols is None:
-            raise UsageError(
-                f"{name!r} cannot be found: the guest's kernel has no symbols that could be read", "give -kernel IMAGE, or leave it out"
+        if symbols is None and unreadable is not None:
+            raise ShadowtraceError(
+                f"{name!r} cannot be found: {unreadable}", "give -kernel a bzImage or an ELF file with symbols, or leave it out"
             )
+        if symbols is None:
+            raise UsageError(f"{name!r} cannot be found: QEMU was given no kernel image", "give -kernel IMAGE, or leave it out")
         if name not in symbols.addresses:
             raise UsageError(f"the guest's kernel has no symbol {name!r}", "a function's name as the kernel's kallsyms has it")

@@ -39,6 +39,9 @@ echo shadowtrace: $i processes
 """
 
 
+#: Room that building takes at the most: lists of packages and a kernel's package with its modules; a system's packages, files and image.
+_PACKAGES_BYTES, _SYSTEM_BYTES = 768 << 20, 2 << 30
+
 _GZIP = b"\x1f\x8b"
 
 
@@ -76,18 +79,35 @@ def fetch(name: str, arch: str, sources: Mapping[str, Source]) -> Images:
     kept = _kept(folder, recipe)
     if kept is not None:
         return kept
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
-        made = Path(work) / "made"
-        made.mkdir()
-        package = _make(made, Path(work), arch, sources)
-        digests = {file: sha256(made / file) for file in sources}
-        (made / "manifest.json").write_text(json.dumps({"recipe": recipe, "package": package, "sha256": digests}))
-        shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
+    _check_room(folder.parent, sources)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
+            made = Path(work) / "made"
+            made.mkdir()
+            package = _make(made, Path(work), arch, sources)
+            digests = {file: sha256(made / file) for file in sources}
+            (made / "manifest.json").write_text(json.dumps({"recipe": recipe, "package": package, "sha256": digests}))
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
+    except OSError as error:
+        raise ShadowtraceError(
+            f"the images of {name} cannot be kept in {folder}: {error.strerror}", "set XDG_CACHE_HOME to a folder with room"
+        ) from error
     done = _kept(folder, recipe)
     if done is None:
         raise ShadowtraceError(f"the images in {folder} are not what was written", "is the disk full or failing?")
     return done
+
+
+def _check_room(folder: Path, sources: Mapping[str, Source]) -> None:
+    """Raise ``ShadowtraceError`` where there is no room to build in: apt would wait for it for ever."""
+    needed = _SYSTEM_BYTES if any(source.system for source in sources.values()) else _PACKAGES_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ShadowtraceError(
+            f"{free >> 20} MiB are free in {folder}: building the guest's images takes up to {needed >> 20}",
+            "set XDG_CACHE_HOME to a folder with room",
+        )
 
 
 def _recipe(sources: Mapping[str, Source]) -> dict[str, list[str]]:

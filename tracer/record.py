@@ -41,9 +41,10 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
     if request.engine != "plugin" and qemu.vcpus(arguments) > 1:
         raise UsageError("gdb captures one vCPU", "use --engine plugin for several, or -smp 1")
     kernel = _kernel(arguments)
-    known, unnamed = _symbols(kernel)
+    known, unreadable = _symbols(kernel)
+    unnamed = _unnamed(known, unreadable)
     version = kernelimage.version(kernel.read_bytes()) if kernel is not None else None
-    check_symbols(known, [*request.marks, *([request.until] if request.until else [])])
+    check_symbols(known, [*request.marks, *([request.until] if request.until else [])], unreadable)
     columns = {
         "source": "record",
         **described,
@@ -117,15 +118,23 @@ def _what(request: Request) -> tuple[list[str], dict[str, Any]]:
 
 
 def _symbols(kernel: Path | None) -> tuple[symbols.Symbols | None, str | None]:
-    """A kernel's symbols, where they can be read; and why its programs cannot be named, with what would help, if they cannot."""
+    """A kernel's symbols; or ``None``, and why those of the image that there is cannot be read."""
     if kernel is None:
-        return None, "QEMU was given no kernel image; add -kernel IMAGE"
+        return None, None
     try:
-        known = symbols.load(kernel)
+        return symbols.load(kernel), None
     except ValueError as error:
-        return None, f"{error}; give a Linux bzImage with kallsyms, or a vmlinux, as -kernel"
-    why = tasks.missing(known)
-    return known, why and f"{why}; programs are named on Linux for i386 and amd64"
+        return None, str(error)
+
+
+def _unnamed(known: symbols.Symbols | None, unreadable: str | None) -> str | None:
+    """Why no program can be named, and what would help; ``None`` where they can."""
+    if known is not None:
+        why = tasks.missing(known)
+        return why and f"{why}; programs are named on Linux for i386 and amd64"
+    if unreadable is not None:
+        return f"{unreadable}; give a Linux bzImage with kallsyms, or a vmlinux, as -kernel"
+    return "QEMU was given no kernel image; add -kernel IMAGE"
 
 
 def _kernel(arguments: Sequence[str]) -> Path | None:

@@ -64,8 +64,7 @@ class System:
 
 def build(system: System, arch: str, folder: Path) -> dict[str, Path]:
     """Make ``kernel``, ``initramfs`` and ``disk`` in an empty folder. Raises ``ShadowtraceError``; what was half made goes with the folder."""
-    missing = [package for program, package in TOOLS.items() if shutil.which(program, path=_path()) is None]
-    if missing:
+    if missing := missing_tools():
         raise ShadowtraceError(f"there is no {', '.join(missing)} to make a system with", f"apt-get install {' '.join(missing)}")
     for name, content in (("initramfs", _INITRAMFS), ("modules", _MODULES), ("unit", _UNIT.format(work=system.work))):
         (folder / f"{name}.txt").write_text(content)
@@ -80,8 +79,13 @@ def build(system: System, arch: str, folder: Path) -> dict[str, Path]:
         ' mke2fs -q -t ext4 -U 00000000-0000-4000-8000-000000000000 -E hash_seed=00000000-0000-4000-8000-000000000000 -d "$2" "$5" "$6"k'
     )
     files = (tar, root, *made.values(), size >> 10)
-    _run(["fakeroot", "sh", "-c", script, "sh", *map(str, files)], "the disk image cannot be made")
+    _run(["fakeroot", "sh", "-c", script, "sh", *map(str, files)], folder, "the disk image cannot be made")
     return made
+
+
+def missing_tools() -> list[str]:
+    """Debian's packages that systems are made with and that are not there."""
+    return [package for program, package in TOOLS.items() if shutil.which(program, path=_path()) is None]
 
 
 def _install(system: System, arch: str, folder: Path, tar: Path) -> None:
@@ -100,12 +104,14 @@ def _install(system: System, arch: str, folder: Path, tar: Path) -> None:
             *("mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", f"--architectures={arch}"),
             f"--include={','.join((*_PACKAGES, *system.packages))}",
             '--aptopt=APT::Install-Recommends "false"',
+            *(f'--aptopt={key} "{value}"' for key, value in apt.RETRIES.items()),
             *(f"--dpkgopt=path-exclude={glob}" for glob in _LEFT_OUT),
             *hooks,
             system.release,
             str(tar),
             *(f"deb [signed-by={apt.KEYRING}] {source}" for source in apt.sources(system.release)),
         ],
+        folder,
         f"Debian {system.release} cannot be installed into an image",
     )
 
@@ -115,8 +121,11 @@ def _path() -> str:
     return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
-def _run(command: Sequence[str], what: str) -> None:
+def _run(command: Sequence[str], folder: Path, what: str) -> None:
     environment = {**os.environ, "PATH": _path(), "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+    if os.geteuid() == 0:
+        # Others have mmdebstrap's own: in a user namespace it is somebody else, who cannot enter a private folder.
+        environment["TMPDIR"] = str(folder)
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        raise ShadowtraceError(f"{what}: {done.stderr.strip()[-800:]}", _NO_SYSTEM)
+        raise ShadowtraceError(f"{what}: {apt.complaint(done.stderr)}", _NO_SYSTEM)
