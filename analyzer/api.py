@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer import facttables, replay
-from analyzer.inventory import Inventory, inventory
-from analyzer.model import MODELS, parameters
+from analyzer import replay
+from analyzer.export import fact_tables
+from analyzer.model.parameters import MODELS, parameters
 from analyzer.replay import Run
-from analyzer.stays import History, Space, Stay
-from analyzer.timeline import Timeline, timeline
+from analyzer.trace.inventory import Inventory, inventory
+from analyzer.trace.residency import History, Space, Stay
+from analyzer.trace.timeline import Timeline, timeline
 from db import VERSION
 from db.errors import UsageError
 from db.event import Kind
@@ -106,7 +107,7 @@ class Trace:
         vcpu: int | None = None,
     ) -> pyarrow.Table:
         """Events as an Arrow table, with the columns of docs/api.md. Needs pyarrow (the ``arrow`` extra)."""
-        from analyzer.arrow import batches, library, schema
+        from analyzer.export.arrow import batches, library, schema
 
         table: pyarrow.Table = library().Table.from_batches(batches(self._reader, self._query(kind, first, last, vcpu)), schema())
         return table
@@ -119,7 +120,7 @@ class Trace:
         vcpu: int | None = None,
     ) -> pandas.DataFrame:
         """The same as a pandas DataFrame, with columns that may be empty in Arrow's types: 64 bits stay 64 bits."""
-        from analyzer.arrow import as_pandas
+        from analyzer.export.arrow import as_pandas
 
         return as_pandas(self.events(kind, first, last, vcpu))
 
@@ -158,17 +159,17 @@ class Trace:
     @staticmethod
     def fact_objects(run: Run) -> Any:
         """All facts of a run as frozen dataclasses: ``fact_objects(run).get_page.hits``."""
-        return facttables.objects(run.facts)
+        return fact_tables.objects(run.facts)
 
     @staticmethod
     def fact_table(run: Run, name: str) -> pyarrow.Table:
         """A fact of a run that is a list (``roles``, ``spaces``, ``over_time.buckets``, ...) as an Arrow table, a row an entry."""
-        return facttables.table(run.facts, name)
+        return fact_tables.table(run.facts, name)
 
     @staticmethod
     def fact_frame(run: Run, name: str) -> DataFrame:
         """The same as a DataFrame."""
-        return facttables.frame(run.facts, name)
+        return fact_tables.frame(run.facts, name)
 
     def sql(self, query: str) -> list[dict[str, Any]]:
         """The rows of a read-only query; numbers as the file holds them, 64 bits in two's complement."""

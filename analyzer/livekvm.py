@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analyzer.facts import Facts
-from analyzer.model import Parameters
+from analyzer.facts.collect import Facts
+from analyzer.model.parameters import Parameters
+from analyzer.model.role import Role, unpack
 from analyzer.replay import Run, replay_best
-from analyzer.role import Role, unpack
 from db.errors import UsageError
-from db.importing import new_trace
-from db.kvmmmu import PAGE_EVENTS, SOURCE, Lost, OtherEvent, PageEvent, Record, read
+from db.exchange.importing import new_trace
+from db.exchange.kvmmmu import PAGE_EVENTS, SOURCE, Lost, OtherEvent, PageEvent, Record, read
 from db.trace import TraceReader
 
 _GET, _ZAP, _SYNC, _UNSYNC = PAGE_EVENTS

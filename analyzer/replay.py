@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyzer.audit import audit
-from analyzer.facts import FORM, Facts, facts
-from analyzer.mmu import Mmu
-from analyzer.model import Parameters
-from analyzer.model import parameters as model_parameters
-from analyzer.outcome import Outcome, outcome
-from analyzer.recorded import Passed, story
-from analyzer.saving import Costs, saved
-from db import kvmmmu
+from analyzer.facts.collect import FORM, Facts, facts
+from analyzer.facts.savings import Costs, saved
+from analyzer.model.audit import audit
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import Outcome, outcome
+from analyzer.model.parameters import Parameters
+from analyzer.model.parameters import parameters as model_parameters
+from analyzer.trace.reading import Passed, story
 from db.columns import Columns, batches
 from db.errors import TraceError, UsageError
 from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
+from db.exchange import kvmmmu
 from db.trace import TraceReader, store_run
 from x86.registers import CR0_PG, CR4_LA57, EFER_LMA, Mode, paging_mode
 
 if TYPE_CHECKING:
-    from analyzer.kernel import Kernel
+    from analyzer.model.kernel import Kernel
 
 #: Replayed events between two calls of a progress function.
 PROGRESS_EVENTS = 65536
@@ -75,7 +75,7 @@ def prepare(parameters: Parameters, wanted: str | None, audit: bool = False) -> 
         # Whoever loads it in earnest says what is wrong with it.
         with contextlib.suppress(Exception):
             if choose_core(wanted, audit)[0] == "fast":
-                from analyzer.kernel import Kernel
+                from analyzer.model.kernel import Kernel
 
                 # The process ends no sooner than this thread, and compiling cannot be stopped: Ctrl-C would wait for it.
                 if Kernel.is_compiled():
@@ -122,7 +122,7 @@ def replay_fast(
     trace: TraceReader, parameters: Parameters, progress: Callable[[int], None] | None = None, passed: Passed | None = None
 ) -> Kernel:
     """``replay`` on the fast core: the same errors, the same outcome. ``passed`` takes what a story needs, where one will be told."""
-    from analyzer.kernel import Kernel
+    from analyzer.model.kernel import Kernel
 
     with _usage_errors():
         kernel = Kernel(parameters, trace.recording["vcpus"])

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from analyzer.counters import as_sections
-from analyzer.journal import Journal, What
-from analyzer.model import MODELS, Parameters, parameters
-from analyzer.outcome import Outcome, outcome
+from analyzer.model.counters import as_sections
+from analyzer.model.journal import Journal, What
+from analyzer.model.outcome import Outcome, outcome
+from analyzer.model.parameters import MODELS, Parameters, parameters
+from analyzer.model.role import unpack
 from analyzer.replay import choose_core, refuse, replay
-from analyzer.role import unpack
 from db.columns import Columns, batches, digest
 from db.errors import StorageError, UsageError, nearest
 from db.trace import TraceReader
@@ -225,7 +225,7 @@ def run(unit: Unit, columns: list[Columns], core: str, stop: threading.Event) ->
 
 
 def _run_fast(unit: Unit, columns: list[Columns], stop: threading.Event) -> Outcome:
-    from analyzer.kernel import Kernel
+    from analyzer.model.kernel import Kernel
 
     kernel = Kernel(unit.parameters, unit.vcpus)
     for batch in columns:

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from analyzer.facts import facts
-from analyzer.kernel import Kernel
-from analyzer.mmu import Mmu
-from analyzer.model import Parameters, parameters
-from analyzer.outcome import outcome
+from analyzer.facts.collect import facts
+from analyzer.model.kernel import Kernel
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import outcome
+from analyzer.model.parameters import Parameters, parameters
 from analyzer.replay import feed, replay
 from bench.measure import PROGRAM, Cost, cost, costs, shorten
 from db.columns import batches

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from db.errors import EXIT_LIMIT, ShadowtraceError, UsageError
-from db.opening import Open, connect, harden
+from db.file.guarded import Open, connect, harden
 from db.schema import VIEWS
 from db.trace import TraceReader
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from db.copies import PrivateCopy, check_old, finished_copy, unfinished, upgraded_copy
 from db.errors import TraceError
 from db.event import ACCESS_FAULT, MAX_GPA, MAX_VCPUS, Event, Kind, is_content, is_event, unsigned
-from db.opening import SQLITE_ERRORS, GuardedConnection, Open, check_schema, damage, damaged, identify
+from db.file.guarded import SQLITE_ERRORS, GuardedConnection, Open, check_schema, damage, damaged, identify
+from db.file.locking import is_being_written
+from db.file.migration import PrivateCopy, check_old, finished_copy, unfinished, upgraded_copy
 from db.schema import SCHEMA_VERSION
-from db.storage import is_being_written
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from analyzer.facts import Facts, facts
-from analyzer.mmu import Mmu
-from analyzer.model import parameters
-from analyzer.outcome import outcome
+from analyzer.facts.collect import Facts, facts
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import outcome
+from analyzer.model.parameters import parameters
 from analyzer.replay import feed, run
+from db.check.rebuild import Cpu, Rebuilt
 from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, MASK64, WRITE_SEEN_SHIFT, Event, Kind, Seen
-from db.rebuild import Cpu, Rebuilt
 from db.trace import TraceReader
 from shadowtrace import __version__
 from tracer.driver import FIRST_PROCESS

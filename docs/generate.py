@@ -15,14 +15,14 @@ from sqlalchemy import Table
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateTable
 
-from analyzer.counters import SECTIONS, definitions
-from analyzer.findings import RULES
-from analyzer.grouping import KEYS
-from analyzer.sharing import PARTS
-from analyzer.tally import COUNTS, MORE, UNCACHED
+from analyzer.facts.findings import RULES
+from analyzer.facts.group_counts import COUNTS, MORE, UNCACHED
+from analyzer.facts.grouping import KEYS
+from analyzer.facts.sharing import PARTS
+from analyzer.model.counters import SECTIONS, definitions
+from db.check.verify import CHECKS
 from db.models import metadata
 from db.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS
-from db.verify import CHECKS
 from shadowtrace.__main__ import VERBS, cli
 
 FOLDER = Path(__file__).parent

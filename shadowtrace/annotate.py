@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from analyzer import replay
-from analyzer.annotate import annotate, table
 from analyzer.reports import annotated as report
+from analyzer.trace.writers import annotate, table
 from db.errors import UsageError
 from db.queries import writers
 from db.trace import TraceReader

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from analyzer.comparison import broken, compare, limit
+from analyzer.diff_inputs import Side, from_json, from_trace, is_trace
+from analyzer.facts.comparison import compare
+from analyzer.limits import broken, limit
 from analyzer.reports import captures as captures_report
 from analyzer.reports import comparison as report
 from analyzer.reports.text import look
-from analyzer.sides import Side, from_json, from_trace, is_trace
-from db import captures
+from db.check import capture_diff
 from db.errors import EXIT_LIMIT, UsageError
 from db.trace import TraceReader
 from shadowtrace import __version__
@@ -115,14 +116,14 @@ def _captures(files: list[Path], log: Path | None, common: bool) -> int:
     sides = []
     for file in files:
         with TraceReader(file) as trace:
-            sides.append(captures.captured(trace))
+            sides.append(capture_diff.captured(trace))
     pairs = [(sides[0], sides[1])] if len(sides) == 2 else []
     if log is not None:
-        told = captures.logged(log)
+        told = capture_diff.logged(log)
         pairs += [(side, told) for side in sides]
     different = False
     for ours, theirs in pairs:
-        lists = captures.compare(ours, theirs, common)
+        lists = capture_diff.compare(ours, theirs, common)
         show(captures_report.text(ours, theirs, lists))
         different |= any(compared.difference is not None for compared in lists)
     return EXIT_LIMIT if different else 0

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from analyzer import exporting
+from analyzer.export import write
 from db.errors import UsageError
-from db.files import check_target, new_text
-from db.interchange import write_jsonl
+from db.exchange.jsonl import write_jsonl
+from db.file.outputs import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
 from shadowtrace.options import chosen, model_options, refuse_model_options, trace_argument
@@ -51,11 +51,11 @@ def command(trace: Path, form: str, output: Path | None, replayed: bool, model: 
         check_target(output)
     with TraceReader(trace) as opened:
         if form == "parquet" and output is not None:
-            exporting.to_parquet(opened, output)
+            write.to_parquet(opened, output)
         elif form == "perfetto" and output is not None:
             with replay_line(opened.count()) as progress:
-                tracks = exporting.replay_tracks(opened, model, chosen(model, **options), __version__, progress) if replayed else ()
-            exporting.to_perfetto(opened, output, tracks)
+                tracks = write.replay_tracks(opened, model, chosen(model, **options), __version__, progress) if replayed else ()
+            write.to_perfetto(opened, output, tracks)
         elif output is None:
             _text(opened, form, sys.stdout)
         else:
@@ -67,4 +67,4 @@ def _text(trace: TraceReader, form: str, out: Any) -> None:
     if form == "jsonl":
         write_jsonl(trace.events(), out)
     else:
-        out.writelines(exporting.csv(trace))
+        out.writelines(write.csv(trace))

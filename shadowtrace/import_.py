@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from analyzer import livekvm
-from analyzer.model import parameters
+from analyzer.model.parameters import parameters
 from analyzer.reports import livekvm as livekvm_report
-from db import kvmmmu
 from db.errors import UsageError
-from db.importing import import_jsonl
+from db.exchange import kvmmmu
+from db.exchange.importing import import_jsonl
 from db.trace import TraceReader
 from shadowtrace import __version__
 from shadowtrace.options import force_option, output_option, show

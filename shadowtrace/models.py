@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from analyzer.model import MODELS
+from analyzer.model.parameters import MODELS
 from analyzer.reports.text import width
 
 

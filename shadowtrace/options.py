@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from analyzer.model import HASHES, MODELS, Parameters, parameters
+from analyzer.model.parameters import HASHES, MODELS, Parameters, parameters
 from analyzer.replay import CORES
 from analyzer.reports.text import folded, look
 from db.errors import UsageError, nearest

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from db import packing
+from db.exchange import packing
 from shadowtrace.options import force_option, output_option, trace_argument
 
 

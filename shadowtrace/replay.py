@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from analyzer import replay
-from analyzer.facts import state
+from analyzer.facts.collect import state
 from analyzer.reports import json as json_report
 from analyzer.reports import table
 from analyzer.reports.about import about as about_trace
 from analyzer.reports.text import look
-from db.files import check_target, new_text
+from db.file.outputs import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
 from shadowtrace.options import chosen, core_option, model_options, trace_argument

@@ -12,10 +12,11 @@ from typing import Any
 import click
 
 from analyzer import livekvm, replay
-from analyzer.grouping import KEYS, ROLE_KEYS, grouped, unknown
-from analyzer.model import Parameters
-from analyzer.outcome import Outcome
-from analyzer.recorded import story
+from analyzer.facts.group_counts import COUNTS, MORE, with_uncached
+from analyzer.facts.grouping import KEYS, ROLE_KEYS, grouped, unknown
+from analyzer.facts.savings import Costs
+from analyzer.model.outcome import Outcome
+from analyzer.model.parameters import Parameters
 from analyzer.reports import grouped as row_report
 from analyzer.reports import html as html_report
 from analyzer.reports import json as json_report
@@ -24,10 +25,9 @@ from analyzer.reports import table
 from analyzer.reports.about import About
 from analyzer.reports.about import about as about_trace
 from analyzer.reports.text import Look, folded, look, printable
-from analyzer.saving import Costs
-from analyzer.tally import COUNTS, MORE, with_uncached
+from analyzer.trace.reading import story
 from db.errors import UsageError
-from db.files import check_target, new_text
+from db.file.outputs import check_target, new_text
 from db.trace import TraceReader
 from shadowtrace import __version__
 from shadowtrace.completion import list_of, one_of

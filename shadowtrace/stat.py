@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from analyzer.inventory import QUERIES, inventory
 from analyzer.reports import inventory as report
+from analyzer.trace.inventory import QUERIES, inventory
 from db.trace import TraceReader
 from shadowtrace.options import show, sql_option, trace_argument
 

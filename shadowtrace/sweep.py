@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyzer import sweep
-from analyzer.model import HASHES, MODELS
+from analyzer.model.parameters import HASHES, MODELS
 from analyzer.reports import sweep as sweep_report
 from analyzer.reports.text import look
-from db.files import check_target
+from db.file.outputs import check_target
 from shadowtrace import __version__
 from shadowtrace.completion import list_of
 from shadowtrace.options import core_option, show

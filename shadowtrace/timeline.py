@@ -8,7 +8,7 @@ import click
 
 from analyzer.reports import timeline as report
 from analyzer.reports.text import width
-from analyzer.timeline import timeline
+from analyzer.trace.timeline import timeline
 from db.marks import first_event, last_event
 from db.queries import ROOTS
 from db.trace import TraceReader

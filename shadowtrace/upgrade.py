@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from db.file.upgrade import upgrade
 from db.schema import SCHEMA_VERSION
-from db.upgrade import upgrade
 from shadowtrace import __version__
 from shadowtrace.options import force_option, output_option, trace_argument
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from analyzer.reports.text import printable
+from db.check.verify import CHECKS, explain, verify
 from db.errors import EXIT_OURS, UsageError
 from db.trace import TraceReader
-from db.verify import CHECKS, explain, verify
 from shadowtrace.completion import one_of
 from shadowtrace.options import show
 

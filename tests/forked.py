@@ -19,7 +19,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 #: What a verb imports when it is called.
-_IMPORTED = ("shadowtrace.start", "shadowtrace.__main__", "shadowtrace.report", "shadowtrace.replay", "analyzer.kernel", "analyzer.sweep")
+_IMPORTED = (
+    "shadowtrace.start",
+    "shadowtrace.__main__",
+    "shadowtrace.report",
+    "shadowtrace.replay",
+    "analyzer.model.kernel",
+    "analyzer.sweep",
+)
 
 
 class Forked:

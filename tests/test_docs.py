@@ -20,11 +20,11 @@ from pathlib import Path
 import click
 import pytest
 
-from analyzer.counters import SECTIONS
-from analyzer.facts import facts
-from analyzer.mmu import Mmu
-from analyzer.model import parameters
-from analyzer.outcome import outcome
+from analyzer.facts.collect import facts
+from analyzer.model.counters import SECTIONS
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import outcome
+from analyzer.model.parameters import parameters
 from db.trace import TraceReader
 from shadowtrace.__main__ import VERBS
 from shadowtrace.__main__ import cli as program

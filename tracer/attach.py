@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from db.check.rebuild import Verdict
 from db.errors import ShadowtraceError, UsageError
-from db.rebuild import Verdict
 from db.writer import TraceWriter
 from tracer import gdb, plugin
 from tracer.gdbengine import EngineSession

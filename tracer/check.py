@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Protocol
 
-from db.rebuild import Cpu, Rebuilt, Verdict, compare
+from db.check.rebuild import Cpu, Rebuilt, Verdict, compare
 from x86.paging import NX, leaves
 from x86.registers import Mode
 

@@ -25,7 +25,7 @@ from qemu.qmp import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
 from db.errors import ShadowtraceError, UsageError
-from db.private import private_folder
+from db.file.private import private_folder
 from tracer import plugin
 from tracer.tasks import Layout
 

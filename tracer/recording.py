@@ -13,9 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from db.check.rebuild import Rebuilt, Verdict, rebuild
 from db.errors import ShadowtraceError
 from db.event import pack_words, signed
-from db.rebuild import Rebuilt, Verdict, rebuild
 from db.trace import TraceReader
 from db.writer import TraceWriter
 from tracer import gdb, gdbengine, symbols, tasks

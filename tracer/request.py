@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from db.rebuild import Verdict
+from db.check.rebuild import Verdict
 from tracer.guest import Guest
 from tracer.qemu import Capture
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from analyzer.model import MODELS
+from analyzer.model.parameters import MODELS
 from analyzer.replay import Run
 from analyzer.reports.recorded import check_line, loss_line, unnamed_line
 from analyzer.reports.text import printable

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from analyzer.annotate import Tally
 from analyzer.reports import rows
 from analyzer.reports.text import columns, number, printable, share
+from analyzer.trace.writers import Tally
 
 Row = tuple[str, int | None, Tally]
 

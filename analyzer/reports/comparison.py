@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from analyzer.comparison import Difference, Limit, Number
+from analyzer.diff_inputs import Side
+from analyzer.facts.comparison import Difference, Number
+from analyzer.limits import Limit
 from analyzer.reports import rows
 from analyzer.reports.text import Look, columns, printable, squeezed
-from analyzer.sides import Side
 
 #: No fact's name is cut to fewer characters to make room for its numbers.
 _NAME = 36

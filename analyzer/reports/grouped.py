@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from analyzer.facts.group_counts import COUNTS, MORE, UNCACHED
 from analyzer.reports.text import Look, columns, number, printable, share
-from analyzer.tally import COUNTS, MORE, UNCACHED
 
 Rows = Sequence[dict[str, Any]]
 

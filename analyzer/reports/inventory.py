@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from analyzer.inventory import Inventory
 from analyzer.reports.recorded import check_line, loss_line, unnamed_line
 from analyzer.reports.text import columns, number, printable, share, space_name
+from analyzer.trace.inventory import Inventory
 from db.event import Kind
 
 _KINDS = tuple(kind.name.lower() for kind in (Kind.ACCESS, Kind.WRITE, Kind.CR3, Kind.PAGE, Kind.INVLPG, Kind.REGS))

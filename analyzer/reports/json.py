@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from analyzer.findings import command
+from analyzer.facts.findings import command
 from analyzer.replay import Run
 from analyzer.reports.about import About
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from analyzer.facts import Facts
+from analyzer.facts.collect import Facts
 from analyzer.livekvm import REASONS, Comparison
 from analyzer.replay import Run
 from analyzer.reports.about import About

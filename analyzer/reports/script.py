@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from analyzer.reports.text import space_name
-from analyzer.stays import History
+from analyzer.trace.residency import History
 from db.event import (
     ACCESS_FAULT,
     ACCESS_FETCH,

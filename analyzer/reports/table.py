@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from analyzer.facts import Facts
+from analyzer.facts.collect import Facts
 from analyzer.replay import Run
-from analyzer.reports import why, worth
+from analyzer.reports import findings, sections
 from analyzer.reports.about import About, opening
 from analyzer.reports.text import Look, columns, folded, number, printable, share, shortened, spark
 from x86.registers import Mode
@@ -25,20 +25,20 @@ def report(about: About, run: Run, look: Look, everything: bool = False) -> str:
         look.heading("Where the cache found its pages") + "\n" + _roles(facts, look, everything),
         look.heading("When") + "\n" + "\n".join(_phases(facts, look)),
         look.heading("Who") + "\n" + "\n".join(_programs(facts, look, everything)),
-        *why.sections(facts, look, everything),
+        *sections.sections(facts, look, everything),
     ]
-    return "\n\n".join([*(folded(part, look) for part in parts), *worth.sections(about, run, look)])
+    return "\n\n".join([*(folded(part, look) for part in parts), *findings.sections(about, run, look)])
 
 
 def _answer(facts: Facts, look: Look) -> str:
     lookups, hits = facts["get_page"]["lookups"], facts["get_page"]["hits"]
     zaps = facts["zaps"]
-    causes = [cause for cause in why.CAUSES if zaps[cause]]
+    causes = [cause for cause in sections.CAUSES if zaps[cause]]
     parts = [
         f"{facts['events']['cr3']:,} cr3 loads  ->  {lookups:,} lookups, {share(hits, lookups)}% hit",
         f"{facts['access']['faults']:,} faults of {facts['access']['mapped'] + facts['access']['faults']:,} accesses",
         f"{facts['writes']['protected']:,} stores to tables emulated",
-        f"{zaps['total']:,} pages zapped" + (f", all {why.ALL_OF[causes[0]]}" if len(causes) == 1 else ""),
+        f"{zaps['total']:,} pages zapped" + (f", all {sections.ALL_OF[causes[0]]}" if len(causes) == 1 else ""),
     ]
     lines = [parts[0]]
     for part in parts[1:]:
@@ -94,7 +94,7 @@ def _span(quadrants: list[int]) -> str:
 
 
 def _causes(role: Facts) -> str:
-    parts = [f"{why.CAUSES[cause]} {count:,}" for cause, count in role["deaths"].items()]
+    parts = [f"{sections.CAUSES[cause]} {count:,}" for cause, count in role["deaths"].items()]
     emptied = sum(role["emptied"].values())
     return ", ".join([*parts, f"{emptied:,} roots emptied"] if emptied else parts)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from analyzer.reports.text import printable, share, space_name
-from analyzer.timeline import Row, Timeline
+from analyzer.trace.timeline import Row, Timeline
 
 #: Columns that the names take; the rest of the terminal is for buckets.
 LABEL = 34

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from analyzer.mmu import Mmu
+from analyzer.model.machine import Mmu
 
 Step = tuple[Any, ...]
 

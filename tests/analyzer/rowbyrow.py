@@ -1,13 +1,13 @@
-"""Facts of sharing kept row by row, the slow way: what the columns of ``analyzer.sharing`` and its neighbours must come to."""
+"""Facts of sharing kept row by row, the slow way: what the columns of ``analyzer.facts.collect.collect.sharing`` and its neighbours must come to."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from analyzer.journal import CAUSES, Journal, What
-from analyzer.role import Role, unpack
-from analyzer.sharing import PARTS
+from analyzer.facts.sharing import PARTS
+from analyzer.model.journal import CAUSES, Journal, What
+from analyzer.model.role import Role, unpack
 
 
 @dataclass

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from analyzer import replay
-from analyzer.annotate import annotate
-from analyzer.model import parameters
+from analyzer.model.parameters import parameters
+from analyzer.trace.writers import annotate
 from db.event import signed
-from db.importing import import_jsonl
+from db.exchange.importing import import_jsonl
 from db.trace import TraceReader
 from tests.conftest import Boot, Cli
 

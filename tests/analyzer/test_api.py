@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import analyzer
-from analyzer.columns import COLUMNS
+from analyzer.export.csv_columns import COLUMNS
 from db.errors import TraceError, UsageError
-from db.importing import import_jsonl
+from db.exchange.importing import import_jsonl
 from db.trace import TraceReader
 from tests.conftest import Boot, Cli
 

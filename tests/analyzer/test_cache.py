@@ -2,12 +2,12 @@
 
 import pytest
 
-from analyzer.cache import ShadowCache, ShadowPage, hash_function
-from analyzer.counters import Counters
-from analyzer.journal import JournalWriter
-from analyzer.model import Parameters
-from analyzer.role import pack
-from analyzer.sharing import sharing
+from analyzer.facts.sharing import sharing
+from analyzer.model.cache import ShadowCache, ShadowPage, hash_function
+from analyzer.model.counters import Counters
+from analyzer.model.journal import JournalWriter
+from analyzer.model.parameters import Parameters
+from analyzer.model.role import pack
 from x86.paging import PRESENT, WRITABLE
 
 LEAF = pack(4, 1, 0, 0)

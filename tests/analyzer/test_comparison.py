@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.comparison import Difference, broken, compare, limit, numbers
+from analyzer.facts.comparison import Difference, compare, numbers
+from analyzer.limits import broken, limit
 from db.errors import UsageError
-from db.importing import import_jsonl
+from db.exchange.importing import import_jsonl
 from tests.conftest import Boot, Cli
 
 LEFT = {

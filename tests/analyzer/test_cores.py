@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.kernel import Kernel
-from analyzer.model import parameters
+from analyzer.model.kernel import Kernel
+from analyzer.model.parameters import parameters
 from analyzer.replay import CORES, choose_core
 from db.errors import UsageError
 from db.event import Event, Kind, pack_words
@@ -37,10 +37,10 @@ GUEST = [
 def test_a_core_is_loaded_ahead_where_it_will_run() -> None:
     """What runs is asked for by its name: a process of its own shows what has been imported."""
     code = (
-        "import sys; from analyzer import replay; from analyzer.model import parameters\n"
+        "import sys; from analyzer import replay; from analyzer.model.parameters import parameters\n"
         "for wanted, audit in (('reference', False), (None, True), (None, False)):\n"
         "    replay.prepare(parameters('kvm-2.6.20'), wanted, audit).join()\n"
-        "    print('analyzer.kernel' in sys.modules)"
+        "    print('analyzer.model.kernel' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout.split(), done.stderr) == (["False", "False", "True"], "")
@@ -48,7 +48,7 @@ def test_a_core_is_loaded_ahead_where_it_will_run() -> None:
 
 def test_nothing_is_compiled_ahead(tmp_path: Path) -> None:
     """Ctrl-C, or a trace that is refused, would wait for it."""
-    code = "from analyzer import replay; from analyzer.model import parameters; replay.prepare(parameters('kvm-2.6.20'), 'fast').join()"
+    code = "from analyzer import replay; from analyzer.model.parameters import parameters; replay.prepare(parameters('kvm-2.6.20'), 'fast').join()"
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert not list(tmp_path.rglob("*.nbi"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.facts import facts
-from analyzer.findings import RULES, command
-from analyzer.mmu import Mmu
-from analyzer.outcome import outcome
+from analyzer.facts.collect import facts
+from analyzer.facts.findings import RULES, command
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import outcome
 from tests.analyzer.test_mmu import LONG, PAE, READ, TWO_LEVEL, enter, long_guest, make, two_level_guest, words32
 from tests.conftest import Cli
 

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analyzer.facts import facts
-from analyzer.grouping import KEYS, ROLE_KEYS, grouped, unknown
-from analyzer.mmu import Mmu
-from analyzer.model import parameters
-from analyzer.outcome import Outcome, outcome
-from analyzer.story import Root, Story
-from analyzer.tally import COUNTS, MORE, Group, with_uncached
+from analyzer.facts.collect import facts
+from analyzer.facts.group_counts import COUNTS, MORE, Group, with_uncached
+from analyzer.facts.grouping import KEYS, ROLE_KEYS, grouped, unknown
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import Outcome, outcome
+from analyzer.model.parameters import parameters
+from analyzer.trace.context import Root, Story
 from tests.analyzer.guests import Step, apply, start, steps
 from tests.analyzer.test_mmu import READ, long_guest, make
 from tests.analyzer.test_overtime import MARKS

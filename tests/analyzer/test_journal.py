@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analyzer.journal import AS_ROOT, CAUSES, FLOODED, NO_PAGE, ROOT_SHIFT, Fault, Journal, What
-from analyzer.mmu import Mmu
-from analyzer.model import parameters
-from analyzer.outcome import outcome
-from analyzer.role import pack
+from analyzer.model.journal import AS_ROOT, CAUSES, FLOODED, NO_PAGE, ROOT_SHIFT, Fault, Journal, What
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import outcome
+from analyzer.model.parameters import parameters
+from analyzer.model.role import pack
 from tests.analyzer.guests import Step, apply, start, steps
 from tests.analyzer.test_mmu import READ, WRITE, long_guest, make
 from tests.analyzer.test_properties import VARIANTS

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analyzer.facts import state
-from analyzer.kernel import Kernel
-from analyzer.mmu import Mmu
-from analyzer.model import parameters
-from analyzer.outcome import Outcome, outcome
+from analyzer.facts.collect import state
+from analyzer.model.kernel import Kernel
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import Outcome, outcome
+from analyzer.model.parameters import parameters
 from analyzer.replay import replay, replay_fast
 from db.columns import Columns
 from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, Kind, signed

@@ -11,13 +11,13 @@ import pytest
 
 from analyzer import livekvm
 from analyzer.livekvm import Comparison, Key, LiveRun
-from analyzer.model import parameters
-from analyzer.role import Role
-from db import kvmmmu
+from analyzer.model.parameters import parameters
+from analyzer.model.role import Role
+from db.check.verify import verify
 from db.errors import UsageError
-from db.importing import import_jsonl
+from db.exchange import kvmmmu
+from db.exchange.importing import import_jsonl
 from db.trace import TraceReader
-from db.verify import verify
 from tests.conftest import Cli
 
 #: Of each guest: keys of which a model and KVM made another number of pages: how many the model made, how many KVM, and why.

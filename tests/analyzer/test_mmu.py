@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from analyzer.audit import audit
-from analyzer.mmu import Mmu
-from analyzer.model import parameters
-from analyzer.role import pack
-from analyzer.sharing import sharing
+from analyzer.facts.sharing import sharing
+from analyzer.model.audit import audit
+from analyzer.model.machine import Mmu
+from analyzer.model.parameters import parameters
+from analyzer.model.role import pack
 
 LONG = {"cr0": 0x80010011, "cr4": 0x30, "efer": 0x500}
 PAE = {"cr0": 0x80010011, "cr4": 0x30, "efer": 0}

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analyzer.facts import facts
-from analyzer.mmu import Mmu
-from analyzer.model import parameters
-from analyzer.outcome import outcome
-from analyzer.saving import Costs, exits, saved
-from analyzer.sharing import PARTS
-from analyzer.story import Mark, Story
+from analyzer.facts.collect import facts
+from analyzer.facts.savings import Costs, exits, saved
+from analyzer.facts.sharing import PARTS
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import outcome
+from analyzer.model.parameters import parameters
+from analyzer.trace.context import Mark, Story
 from tests.analyzer.guests import Step, apply, start, steps
 from tests.analyzer.rowbyrow import slow
 from tests.analyzer.test_mmu import LONG, READ, enter, long_guest, make, two_level_guest

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from analyzer.reports.perfetto import packets
-from analyzer.reports.protobuf import varint
-from analyzer.tracks import Instant, Item, Sample, Slice
-from db.importing import import_jsonl
+from analyzer.export.perfetto import packets
+from analyzer.export.protobuf import varint
+from analyzer.export.tracks import Instant, Item, Sample, Slice
+from db.exchange.importing import import_jsonl
 from db.trace import TraceReader
 from tests.conftest import Boot, Cli
 

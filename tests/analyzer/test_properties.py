@@ -6,11 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analyzer.audit import AuditError, audit
-from analyzer.facts import facts, state
-from analyzer.mmu import Mmu
-from analyzer.model import MODELS, parameters
-from analyzer.outcome import outcome
+from analyzer.facts.collect import facts, state
+from analyzer.model.audit import AuditError, audit
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import outcome
+from analyzer.model.parameters import MODELS, parameters
 from tests.analyzer.guests import Step, apply, start, steps
 
 VARIANTS = [

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyzer.role import Role, pack, quadrant, unpack
+from analyzer.model.role import Role, pack, quadrant, unpack
 
 
 def test_the_role_word_has_the_fields_where_the_patch_puts_them() -> None:

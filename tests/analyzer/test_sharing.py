@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analyzer.facts import Facts, facts
-from analyzer.mmu import Mmu
-from analyzer.model import parameters
-from analyzer.outcome import outcome
-from analyzer.reach import multi_parent
-from analyzer.rows import rows_of
-from analyzer.sharing import sharing
+from analyzer.facts.collect import Facts, facts
+from analyzer.facts.journal_columns import rows_of
+from analyzer.facts.sharing import sharing
+from analyzer.facts.tree import multi_parent
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import outcome
+from analyzer.model.parameters import parameters
 from tests.analyzer.guests import Step, apply, start, steps
 from tests.analyzer.rowbyrow import slow
 from tests.analyzer.test_mmu import LONG, PAE, READ, TWO_LEVEL, enter, long_guest, make, two_level_guest, words32

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from analyzer.facts import Facts, facts
-from analyzer.mmu import Mmu
-from analyzer.outcome import outcome
-from analyzer.rows import rows_of
-from analyzer.spaces import AddressSpace, spaces, to_neighbours
-from analyzer.story import Root, Story
+from analyzer.facts.collect import Facts, facts
+from analyzer.facts.journal_columns import rows_of
+from analyzer.facts.spaces import AddressSpace, spaces, to_neighbours
+from analyzer.model.machine import Mmu
+from analyzer.model.outcome import outcome
+from analyzer.trace.context import Root, Story
 from tests.analyzer.test_mmu import LONG, PAE, READ, TWO_LEVEL, enter, long_guest, make, words32
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.recorded import Passed, story
-from analyzer.stays import History
+from analyzer.trace.reading import Passed, story
+from analyzer.trace.residency import History
 from db.columns import batches
 from db.event import CR3_HAS_PDPTES, Event, Kind
 from db.trace import TraceReader

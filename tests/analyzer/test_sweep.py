@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from analyzer import replay
-from analyzer.model import parameters
+from analyzer.model.parameters import parameters
 from analyzer.replay import CORES
 from db.event import Event, Kind
 from db.trace import TraceReader

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from db.captures import Captured, Compared, captured, compare, logged
+from db.check.capture_diff import Captured, Compared, captured, compare, logged
 from db.errors import UsageError
 from db.event import ACCESS_FAULT, ACCESS_WRITE, Event, Kind, Seen, pack_words
 from db.trace import TraceReader

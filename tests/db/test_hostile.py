@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from analyzer import exporting
+from analyzer.export import write
 from analyzer.reports import script
 from db import columns
 from db.errors import TraceError
@@ -202,7 +202,7 @@ BULK = {
 READERS: dict[str, Callable[[TraceReader], Iterator[object]]] = {
     "events": lambda trace: trace.events(),
     "columns": columns.batches,
-    "csv": exporting.csv,
+    "csv": write.csv,
     "script": lambda trace: script.text(trace, events(1, trace.count())),
     "script jsonl": lambda trace: script.jsonl(trace, events(1, trace.count())),
 }
@@ -487,6 +487,6 @@ def test_quick_check_is_whole_for_small_files_and_bounded_for_large_ones(trace: 
     copy = Path(shutil.copy(trace, trace.with_name("copy.db")))
     with pytest.raises(TraceError):
         TraceReader(copy)
-    monkeypatch.setattr("db.opening.CHECKED_BYTES", 0)
+    monkeypatch.setattr("db.file.guarded.CHECKED_BYTES", 0)
     with TraceReader(copy) as opened:
         assert "non-INTEGER value in event.kind" in opened.damage()[0]

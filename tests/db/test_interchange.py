@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from db.errors import UsageError
 from db.event import ACCESS_FAULT, ACCESS_WRITE, Event, Kind, pack_words
-from db.importing import import_jsonl
-from db.interchange import parse, read_jsonl, write_jsonl
+from db.exchange.importing import import_jsonl
+from db.exchange.jsonl import parse, read_jsonl, write_jsonl
 from db.trace import TraceReader
 
 U64 = st.integers(0, (1 << 64) - 1)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.errors import UsageError
-from db.kvmmmu import Lost, OtherEvent, PageEvent, Record, is_log, parse, read
+from db.exchange.kvmmmu import Lost, OtherEvent, PageEvent, Record, is_log, parse, read
 
 HEAD = "             vmm-234     [000] ...1.    38.043966: "
 PAGE = "sp gen 0 gfn 12b l1 8-byte q0 direct w-x !nxe ad root 2 unsync"

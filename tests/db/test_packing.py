@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from db.errors import ShadowtraceError, StorageError, UsageError
-from db.packing import digest, pack, unpack
+from db.exchange.packing import digest, pack, unpack
 from db.trace import TraceReader
 from tests.analyzer.test_cores import GUEST, damage, write
 from tests.conftest import Boot, Cli
@@ -239,7 +239,7 @@ _UNPACK = """
 import resource, sys
 from pathlib import Path
 from db.errors import UsageError
-from db.packing import unpack
+from db.exchange.packing import unpack
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     unpack(Path(sys.argv[1]), Path(sys.argv[2]), False)

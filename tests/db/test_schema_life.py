@@ -10,10 +10,10 @@ import pytest
 
 from db import models
 from db.errors import TraceError, UsageError
-from db.opening import expected_schema
+from db.file.guarded import expected_schema
+from db.file.upgrade import upgrade
 from db.schema import SCHEMA_VERSION
 from db.trace import TraceReader, store_run
-from db.upgrade import upgrade
 from db.writer import TraceWriter
 from tests.conftest import Cli
 

@@ -14,8 +14,8 @@ import pytest
 
 from db.errors import StorageError
 from db.event import Event, Kind, pack_words
-from db.private import private_folder, remove_dead
-from db.storage import Reserve, check_place, file_system
+from db.file.locking import Reserve, check_place, file_system
+from db.file.private import private_folder, remove_dead
 from db.trace import TraceReader, store_run
 from db.writer import TraceWriter
 
@@ -185,7 +185,7 @@ def test_private_folders_are_ours_alone_and_go(tmp_path: Path, monkeypatch: pyte
 def test_what_the_killed_left_behind_goes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = (
-        "import os, socket, sys, tempfile; tempfile.tempdir = sys.argv[1]; from db.private import private_folder\n"
+        "import os, socket, sys, tempfile; tempfile.tempdir = sys.argv[1]; from db.file.private import private_folder\n"
         "with private_folder() as folder:\n"
         "    for name in ('gdb', 'qmp'): socket.socket(socket.AF_UNIX).bind(str(folder / name))\n"
         "    print(folder, flush=True); os.kill(os.getpid(), 9)"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from db.kvmmmu import Lost, PageEvent, is_log, read
+from db.exchange.kvmmmu import Lost, PageEvent, is_log, read
 from db.trace import TraceReader
 from tests.conftest import Cli
 

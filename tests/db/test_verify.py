@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from db.check.verify import CHECKS, explain, verify
 from db.trace import TraceReader
-from db.verify import CHECKS, explain, verify
 from tests.conftest import Boot, Cli
 
 pytestmark = pytest.mark.boot

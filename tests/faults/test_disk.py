@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from db.check.verify import verify
 from db.trace import TraceReader
-from db.verify import verify
 from tests.conftest import Cli
 from tests.faults.figures import note
 from tests.tracer.test_ends import wait_for_events

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from db.check.verify import verify
 from db.errors import TraceError
 from db.trace import TraceReader
-from db.verify import verify
 from tests.conftest import Cli
 from tests.faults.figures import note
 from tests.tracer.test_ends import descendants

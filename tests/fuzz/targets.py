@@ -15,13 +15,13 @@ from unittest.mock import patch
 import numpy as np
 import zstandard
 
-from db import packing
+from db.check.verify import verify
 from db.errors import ShadowtraceError
 from db.event import Event, Kind, pack_words
-from db.importing import import_jsonl
-from db.interchange import write_jsonl
+from db.exchange import packing
+from db.exchange.importing import import_jsonl
+from db.exchange.jsonl import write_jsonl
 from db.trace import TraceReader, store_run
-from db.verify import verify
 from db.writer import TraceWriter
 from shadowtrace.__main__ import main
 from tracer.plugin import NO_WORD, REC_EFER, REC_PDPTES, REC_WORDS, RECORD, StreamParser

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.model import MODELS
+from analyzer.model.parameters import MODELS
 from shadowtrace.__main__ import VERBS
 from tests.conftest import Boot, Cli
 

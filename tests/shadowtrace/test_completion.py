@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.grouping import KEYS
-from analyzer.model import HASHES
-from analyzer.tally import COUNTS, MORE
+from analyzer.facts.group_counts import COUNTS, MORE
+from analyzer.facts.grouping import KEYS
+from analyzer.model.parameters import HASHES
+from db.check.verify import CHECKS
 from db.event import Kind
-from db.verify import CHECKS
 from shadowtrace.__main__ import VERBS
 from tracer import guest
 

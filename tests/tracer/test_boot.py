@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from db.check.rebuild import Rebuilt, compare, rebuild
 from db.event import ACCESS_FAULT, ACCESS_USER, ACCESS_WRITE, Event, Kind, unpack_words
-from db.rebuild import Rebuilt, compare, rebuild
 from db.trace import TraceReader
 from tests.conftest import Boot
 from tests.tracer import names

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from db.check.rebuild import rebuild
+from db.check.verify import verify
 from db.event import WRITE_SEEN_SHIFT, WRITE_SIZE, Event, Kind, Seen, unpack_words
-from db.rebuild import rebuild
 from db.trace import TraceReader
-from db.verify import verify
 from db.writer import TraceWriter
 from tests.tracer.metal import arguments, recorded
 from tracer import gdb, plugin, qemu

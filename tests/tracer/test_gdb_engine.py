@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from db.captures import Compared, captured, compare, logged
+from db.check.capture_diff import Compared, captured, compare, logged
+from db.check.verify import verify
 from db.event import ACCESS_FAULT, WRITE_SEEN_SHIFT, Kind, Seen
 from db.trace import TraceReader
-from db.verify import verify
 from tests.conftest import Cli
 from tests.tracer import metal
 from tests.tracer.test_ends import descendants, wait_for_events

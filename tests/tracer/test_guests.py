@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from analyzer.reports.recorded import text
+from db.check.verify import verify
 from db.columns import event_rows
 from db.event import ACCESS_FAULT, WRITE_SIZE, Kind
 from db.trace import TraceReader
-from db.verify import verify
 from tests.analyzer.test_kernel import assert_cores_agree
 from tests.conftest import Cli
 from tests.tracer import names

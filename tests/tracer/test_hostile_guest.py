@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from db.check.verify import verify
 from db.event import Kind
 from db.trace import TraceReader
-from db.verify import verify
 from tests.conftest import Cli
 from tests.tracer import metal
 from tracer.qemu import Capture

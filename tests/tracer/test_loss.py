@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from db.check.verify import verify
 from db.errors import TraceError
 from db.trace import TraceReader
-from db.verify import verify
 from tests.tracer.metal import arguments
 from tracer import gdb, plugin, qemu
 from tracer.plugin import ControlPage, Gap, StreamParser

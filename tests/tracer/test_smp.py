@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.audit import audit
-from analyzer.mmu import Mmu
-from analyzer.model import parameters
+from analyzer.model.audit import audit
+from analyzer.model.machine import Mmu
+from analyzer.model.parameters import parameters
 from analyzer.replay import feed
+from db.check.verify import verify
 from db.event import Kind
 from db.trace import TraceReader
-from db.verify import verify
 from tests.analyzer.test_kernel import assert_cores_agree
 from tests.tracer import names
 from tracer import guest

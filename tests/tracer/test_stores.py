@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from db.check.verify import verify
 from db.event import ACCESS_FETCH, WRITE_SEEN_SHIFT, WRITE_SIZE, Kind, Seen
 from db.trace import TraceReader
-from db.verify import verify
 from tests.tracer.metal import SOURCES, recorded
 from tracer.qemu import Capture
 from tracer.request import Outcome

@@ -1,0 +1,1 @@
+"""Events and facts for other programs."""

@@ -1,0 +1,1 @@
+"""Events from and for other programs, and traces packed."""

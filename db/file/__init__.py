@@ -1,0 +1,1 @@
+"""The file itself: what may be hostile, locks, older schemas, files beside it."""
