@@ -20,11 +20,11 @@ from analyzer.trace.residency import History, Space, Stay
 from analyzer.trace.timeline import Timeline, timeline
 from db import VERSION
 from db.errors import UsageError
-from db.event import Kind
 from db.marks import Phase, first_event, last_event, phases
 from db.queries import EVERY_KIND, Query, events
 from db.sql import Session
 from db.trace import TraceReader
+from x86.event import Kind
 
 if TYPE_CHECKING:
     import pandas
@@ -131,7 +131,7 @@ class Trace:
         last: int | str | None = None,
         vcpu: int | None = None,
     ) -> NDArray[np.void]:
-        """Events as a NumPy array of dtype ``EVENT``; ``db.event`` says what flags, addr and value mean for each kind."""
+        """Events as a NumPy array of dtype ``EVENT``; ``x86.event`` says what flags, addr and value mean for each kind."""
         rows = self._query(kind, first, last, vcpu).rows(self._reader)
         blocks = [np.empty(0, EVENT)]
         while block := list(islice(rows, _BLOCK)):

@@ -23,9 +23,9 @@ from analyzer.model.parameters import parameters as model_parameters
 from analyzer.trace.reading import Passed, story
 from db.columns import Columns, batches
 from db.errors import TraceError, UsageError
-from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
 from db.exchange import kvmmmu
 from db.trace import TraceReader, store_run
+from x86.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind, unpack_words
 from x86.registers import CR0_PG, CR4_LA57, EFER_LMA, Mode, paging_mode
 
 if TYPE_CHECKING:

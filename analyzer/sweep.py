@@ -243,10 +243,10 @@ def told(end: Outcome) -> Result:
 
 
 def _by_role(journal: Journal) -> Iterator[dict[str, int]]:
-    asked = journal.rows[np.isin(journal.rows["what"], (What.MADE, What.FOUND))]
+    asked = journal.rows[np.isin(journal.rows["what"], (What.ALLOC, What.HIT))]
     roles, which = np.unique(journal.births["role"], return_inverse=True)
     role_of = which[asked["page"]]
     lookups = np.bincount(role_of, minlength=len(roles))
-    hits = np.bincount(role_of[asked["what"] == What.FOUND], minlength=len(roles))
+    hits = np.bincount(role_of[asked["what"] == What.HIT], minlength=len(roles))
     for role, many, found in zip(roles.tolist(), lookups.tolist(), hits.tolist(), strict=True):
         yield {**unpack(role)._asdict(), "lookups": many, "hits": found, "misses": many - found}

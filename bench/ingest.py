@@ -21,11 +21,11 @@ import click
 import numpy as np
 
 from bench.capture import kept_stream
-from db.event import Kind
 from db.writer import TraceWriter
 from tracer import guest
 from tracer.ingest import Ingest
 from tracer.plugin import RECORD
+from x86.event import Kind
 
 #: Events a second, at least; bytes an event, at most.
 BAR, BYTES_BAR = 800_000, 24.0

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from db.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, MOST_FLAGS, WRITE_SIZE, Kind, is_content
 from db.trace import TraceReader
+from x86.event import CR3_HAS_PDPTES, Kind, in_range, is_content
 from x86.paging import BASE64, BASE_PDPT
 
 Ints = NDArray[np.int64]
@@ -99,18 +99,7 @@ def root_rows(columns: Columns) -> Iterator[tuple[Any, ...]]:
 
 def _known_shape(rows: Ints, last: int) -> NDArray[np.bool_]:
     """Which rows ``TraceReader.events`` would take, as far as they themselves say; ``last`` is the seq before them."""
-    seq, kind, vcpu, flags, addr, _ = rows
-    size = flags & WRITE_SIZE
-    good: NDArray[np.bool_] = (
-        (np.diff(seq, prepend=last) > 0)
-        & (kind | vcpu | flags >= 0)
-        & (kind | vcpu | flags <= MOST_FLAGS)
-        & (kind >= 1)
-        & (kind <= 6)
-        & (vcpu < MAX_VCPUS)
-        & ((kind != Kind.WRITE) | ((size >= 1) & (size <= 8) & (addr >= 0) & (addr <= MAX_GPA - 8)))
-        & ((kind != Kind.PAGE) | ((addr >= 0) & (addr < MAX_GPA) & (addr & 0xFFF == 0)))
-    )
+    good: NDArray[np.bool_] = (np.diff(rows[0], prepend=last) > 0) & in_range(*rows[1:5])
     return good
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import struct
 
-from db.event import Kind
 from db.trace import TraceReader
+from x86.event import Kind
 
 _HEAD = struct.Struct("<BBHQQ")
 

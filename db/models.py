@@ -62,7 +62,7 @@ recording = _table(
 
 event = _table(
     "event",
-    "Every event, in order of happening. db/event.py says what the columns hold for each kind.",
+    "Every event, in order of happening. x86/event.py says what the columns hold for each kind.",
     _key("seq", "position in the one total order, from 1"),
     _integer("kind", "1 mode registers, 2 cr3 load, 3 store to a table, 4 table content, 5 access, 6 INVLPG"),
     _integer("vcpu", "which virtual CPU"),

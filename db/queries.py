@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from db.event import CR3_HAS_PDPTES, Kind, is_event
 from db.trace import TraceReader
+from x86.event import CR3_HAS_PDPTES, Kind, is_event
 from x86.paging import BASE64, BASE_PDPT
 
 #: The bit mask of all kinds.

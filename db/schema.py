@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SEEN_SHIFT, WRITE_SIZE, Kind
+from x86.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SEEN_SHIFT, WRITE_SIZE, Kind
 
 #: SQLite's application_id: "ShTr" in ASCII.
 APPLICATION_ID = 0x53685472

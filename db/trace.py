@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import TraceError
-from db.event import ACCESS_FAULT, MAX_GPA, MAX_VCPUS, Event, Kind, is_content, is_event, unsigned
 from db.file.guarded import SQLITE_ERRORS, GuardedConnection, Open, check_schema, damage, damaged, identify
 from db.file.locking import is_being_written
 from db.file.migration import PrivateCopy, check_old, finished_copy, unfinished, upgraded_copy
 from db.schema import SCHEMA_VERSION
+from x86.event import ACCESS_FAULT, MAX_GPA, MAX_VCPUS, Event, Kind, is_content, is_event, unsigned
 
 _LOG = logging.getLogger(__name__)
 

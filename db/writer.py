@@ -17,12 +17,12 @@ from sqlalchemy.pool import NullPool
 
 from db import models
 from db.errors import StorageError
-from db.event import CR3_HAS_PDPTES, Event, Kind, signed
 from db.file.guarded import SQLITE_ERRORS, Open, connect
 from db.file.locking import Reserve, check_place, clear, lock, refuse_existing, storage_errors
 from db.file.migration import create_tables
 from db.schema import SCHEMA_VERSION
 from db.trace import Row
+from x86.event import CR3_HAS_PDPTES, Event, Kind, signed
 
 _LOG = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from analyzer.model.outcome import outcome
 from analyzer.model.parameters import parameters
 from analyzer.replay import feed, run
 from db.check.rebuild import Cpu, Rebuilt
-from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, MASK64, WRITE_SEEN_SHIFT, Event, Kind, Seen
 from db.trace import TraceReader
 from shadowtrace import __version__
 from tracer.driver import FIRST_PROCESS
+from x86.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, MASK64, WRITE_SEEN_SHIFT, Event, Kind, Seen
 from x86.paging import PAGE_BYTES, PRESENT, Table, child_gfn, index_shift, is_big_page, roots
 from x86.registers import Mode
 

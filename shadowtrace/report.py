@@ -24,7 +24,7 @@ from analyzer.reports import livekvm as livekvm_report
 from analyzer.reports import table
 from analyzer.reports.about import About
 from analyzer.reports.about import about as about_trace
-from analyzer.reports.text import Look, folded, look, printable
+from analyzer.reports.text import TerminalStyle, folded, look, printable
 from analyzer.trace.reading import story
 from db.errors import UsageError
 from db.file.outputs import check_target, new_text
@@ -117,7 +117,7 @@ def command(
     if keys and everything and form not in ("table", "markdown"):
         raise UsageError(f"--all is for tables: in {form} every column is there already", "leave out --all")
     costs = Costs(cycles_exit, cycles_fault, cycles_fill)
-    seen = look() if output is None else Look()
+    seen = look() if output is None else TerminalStyle()
     with TraceReader(trace) as opened:
         if (live := livekvm.stored(opened)) is not None:
             _refuse_of_live(form, ("by", "only", "sort", "limit", "everything", "saved", *_OF_THE_WHOLE, "core", "model", *options))
@@ -150,7 +150,7 @@ class _Rows:
     everything: bool
     sort: str | None
     form: str
-    look: Look
+    look: TerminalStyle
 
 
 def _rows(about: About, run: replay.Run, groups: list[dict[str, Any]], wanted: _Rows) -> str:
@@ -176,7 +176,7 @@ class _Wanted:
     core: str | None
     form: str
     everything: bool
-    look: Look
+    look: TerminalStyle
 
 
 def _whole(opened: TraceReader, wanted: _Wanted) -> tuple[str, list[replay.Run]]:

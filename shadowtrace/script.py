@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from analyzer.reports import script
-from db.event import Kind
 from db.marks import first_event, last_event
 from db.queries import EVERY_KIND, events
 from db.trace import TraceReader
 from shadowtrace.options import no_such_event, sql_option, trace_argument
+from x86.event import Kind
 
 _KINDS = [kind.name.lower() for kind in Kind]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from db.event import ACCESS_FAULT, Kind
 from db.trace import TraceReader
+from x86.event import ACCESS_FAULT, Kind
 from x86.registers import CR0_PG, paging_mode
 
 _QUADRANT_SHIFT = 30

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db.errors import ShadowtraceError
-from db.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, WRITE_SIZE, Kind, signed
 from db.trace import Row
 from tracer import commandline, resources
 from tracer.tasks import LEARNT, Layout, Named, TaskEvent, text
+from x86.event import CR3_HAS_PDPTES, MAX_GPA, MAX_VCPUS, Kind, in_range, signed
 
 CFLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
 
@@ -309,16 +309,13 @@ def _sides_wanted(events: NDArray[np.void]) -> NDArray[np.uint64]:
 
 
 def _in_range(events: NDArray[np.void], sides: NDArray[np.void]) -> bool:
-    """Whether stores have a size, addresses are physical where they have to be, and words lie within their page."""
-    stores, pages, words = events[events["kind"] == Kind.WRITE], events[events["kind"] == Kind.PAGE], sides[sides["kind"] == REC_WORDS]
-    sizes = stores["flags"] & WRITE_SIZE
-    notes = events[events["kind"] == REC_NOTE]
+    """Whether events are what the file may hold, notes what can be read, and words lie within their page."""
+    words, is_note = sides[sides["kind"] == REC_WORDS], events["kind"] == REC_NOTE
+    notes, real = events[is_note], events[~is_note]
     return bool(
         np.all(notes["flags"] < len(TaskEvent))
         and np.all(notes["addr"] < MAX_GPA)
-        and np.all((sizes >= 1) & (sizes <= 8))
-        and np.all(stores["addr"] <= MAX_GPA - 8)
-        and np.all((pages["addr"] < MAX_GPA) & (pages["addr"] & 0xFFF == 0))
+        and np.all(in_range(*(real[column] for column in ("kind", "vcpu", "flags", "addr"))))
         and np.all(words["flags"] < WORDS_OF_A_PAGE)
         and np.all((words["seq"] < WORDS_OF_A_PAGE) | (words["seq"] == NO_WORD))
     )

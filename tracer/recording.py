@@ -15,7 +15,6 @@ from typing import Any
 
 from db.check.rebuild import Rebuilt, Verdict, rebuild
 from db.errors import ShadowtraceError
-from db.event import pack_words, signed
 from db.trace import TraceReader
 from db.writer import TraceWriter
 from tracer import gdb, gdbengine, symbols, tasks
@@ -24,6 +23,7 @@ from tracer.driver import FIRST_PROCESS, Driver
 from tracer.ingest import DROPPED, Ingest, space_row
 from tracer.request import Outcome, Request, Status
 from tracer.tasks import Named
+from x86.event import pack_words, signed
 
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 120.0

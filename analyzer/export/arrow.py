@@ -11,9 +11,9 @@ import numpy as np
 
 from analyzer.export.csv_columns import COLUMNS, extras
 from db.errors import UsageError
-from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SEEN_SHIFT, WRITE_SIZE, Kind, Seen
 from db.queries import Query
 from db.trace import TraceReader
+from x86.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SEEN_SHIFT, WRITE_SIZE, Kind, Seen
 
 if TYPE_CHECKING:
     import pandas

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from db.event import (
+from db.queries import Query
+from db.trace import TraceReader
+from x86.event import (
     ACCESS_FAULT,
     ACCESS_FETCH,
     ACCESS_USER,
@@ -16,8 +18,6 @@ from db.event import (
     Seen,
     kind_name,
 )
-from db.queries import Query
-from db.trace import TraceReader
 
 #: Every column, with what it holds; empty where the kind of event has none.
 COLUMNS = {

@@ -11,10 +11,10 @@ from analyzer.model.journal import CAUSES, Journal, What
 from analyzer.model.role import unpack
 from analyzer.trace.context import place
 from analyzer.trace.residency import History, Space
-from db.event import Kind, kind_name
 from db.marks import phases
 from db.queries import LOADS, by_bucket
 from db.trace import TraceReader
+from x86.event import Kind, kind_name
 
 Details = Mapping[str, int | str]
 
@@ -96,7 +96,7 @@ def replayed(model: str, journal: Journal) -> Iterator[Item]:
     """What a replay did: live shadow pages by level, and every zap by its cause."""
     rows = journal.rows
     level = np.array([unpack(int(role)).level for role in journal.births["role"]], np.int64)
-    made, died = rows["what"] == What.MADE, rows["what"] == What.DIED
+    made, died = rows["what"] == What.ALLOC, rows["what"] == What.ZAP_FREED
     change = made.astype(np.int64) - died
     for of in sorted(set(level.tolist()), reverse=True):
         here = np.flatnonzero(change)
@@ -106,7 +106,7 @@ def replayed(model: str, journal: Journal) -> Iterator[Item]:
         # One sample an event: what it left.
         for i in np.append(np.flatnonzero(np.diff(seqs)), len(seqs) - 1):
             yield Sample((model, "live shadow pages", f"level {of}"), int(seqs[i]), int(live[i]))
-    for at in np.flatnonzero(died | (rows["what"] == What.EMPTIED)):
+    for at in np.flatnonzero(died | (rows["what"] == What.ZAP_ROOT_KEPT)):
         row = rows[at]
         birth = journal.births[row["page"]]
         role = unpack(int(birth["role"]))

@@ -148,7 +148,7 @@ def _most_made(rows: Rows, known: Spaces) -> list[Facts]:
 
 def _pae_roots_of_frame_0(rows: Rows) -> int:
     """Look-ups of PAE roots of frame 0: what 2.6.20 makes of absent entries of the page-directory-pointer table."""
-    at = rows.of(What.MADE, What.FOUND)
+    at = rows.of(What.ALLOC, What.HIT)
     pages = rows.page[at[rows.cause[at] == AS_ROOT]]
     return int(np.count_nonzero((rows.gfn[pages] == 0) & (rows.role[pages] & 15 == PT32E_ROOT_LEVEL)))
 

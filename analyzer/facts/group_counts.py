@@ -60,17 +60,17 @@ def tally(rows: Rows, parameters: Parameters, keep: NDArray[np.bool_], which: In
     def of(mask: NDArray[np.bool_]) -> Ints:
         return np.bincount(which[mask], minlength=size)
 
-    made, found = of(what == What.MADE), of(what == What.FOUND)
+    made, found = of(what == What.ALLOC), of(what == What.HIT)
     group = np.full(len(rows.made), -1, np.int64)
-    births = what == What.MADE
+    births = what == What.ALLOC
     group[rows.page[keep][births]] = which[births]
     counts: dict[str, Ints] = {
         "lookups": made + found,
         "hits": found,
         "hit_percent": np.round(100 * found / np.maximum(made + found, 1), 1),
         "made": made,
-        "died": of(what == What.DIED),
-        "emptied": of(what == What.EMPTIED),
+        "died": of(what == What.ZAP_FREED),
+        "emptied": of(what == What.ZAP_ROOT_KEPT),
         "alive": _sum(group, rows.died < 0, size),
         "faults": of(what == What.FAULT),
         "stores": of(what == What.STORE),
@@ -140,10 +140,10 @@ def _most_parents(rows: Rows) -> Ints:
 def _chains(rows: Rows, parameters: Parameters, keep: NDArray[np.bool_], which: Ints, size: int) -> list[float]:
     if not parameters.caching:
         return [0.0] * size
-    at = rows.of(What.MADE, What.FOUND, What.DIED)
-    delta = np.where(rows.what[at] == What.MADE, 1, np.where(rows.what[at] == What.DIED, -1, 0)).astype(np.int64)
+    at = rows.of(What.ALLOC, What.HIT, What.ZAP_FREED)
+    delta = np.where(rows.what[at] == What.ALLOC, 1, np.where(rows.what[at] == What.ZAP_FREED, -1, 0)).astype(np.int64)
     before = np.zeros(len(rows.event), np.int64)
     before[at] = running(bucket_of_page(rows, parameters)[rows.page[at]], delta) - delta
-    lookup = np.isin(rows.what[keep], (What.MADE, What.FOUND))
+    lookup = np.isin(rows.what[keep], (What.ALLOC, What.HIT))
     total = np.bincount(which[lookup], before[keep][lookup], minlength=size)
     return [round(value, 1) for value in (total / np.maximum(np.bincount(which[lookup], minlength=size), 1)).tolist()]

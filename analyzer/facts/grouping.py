@@ -23,7 +23,7 @@ from analyzer.model.outcome import Outcome
 from analyzer.trace.context import Story, place
 from x86.registers import Mode
 
-_OF_A_PAGE = (What.MADE, What.FOUND, What.DIED, What.EMPTIED, What.STORE)
+_OF_A_PAGE = (What.ALLOC, What.HIT, What.ZAP_FREED, What.ZAP_ROOT_KEPT, What.STORE)
 
 _ABSENT = -1
 
@@ -84,7 +84,7 @@ def _meta(ground: _Ground) -> tuple[Ints, Labels]:
 
 
 def _kind(ground: _Ground) -> tuple[Ints, Labels]:
-    at = ground.rows.of(What.MADE, What.FOUND)
+    at = ground.rows.of(What.ALLOC, What.HIT)
     return ground.some(at, ground.rows.cause[at] & AS_ROOT), _named(("table", "root"))
 
 
@@ -130,7 +130,7 @@ def _time(ground: _Ground) -> tuple[Ints, Labels]:
 
 
 def _cause(ground: _Ground) -> tuple[Ints, Labels]:
-    at = ground.rows.of(What.DIED, What.EMPTIED)
+    at = ground.rows.of(What.ZAP_FREED, What.ZAP_ROOT_KEPT)
     return ground.some(at, ground.rows.cause[at]), _named(CAUSES)
 
 

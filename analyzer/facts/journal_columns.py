@@ -49,7 +49,7 @@ def rows_of(journal: Journal) -> Rows:
     page = rows["page"].astype(np.int64)
     _, frame = np.unique(births["gfn"], return_inverse=True)
     died = np.full(len(births), -1, np.int64)
-    deaths = np.flatnonzero(what == What.DIED)
+    deaths = np.flatnonzero(what == What.ZAP_FREED)
     died[page[deaths]] = deaths
     return Rows(
         event=rows["event"].astype(np.int64),
@@ -61,7 +61,7 @@ def rows_of(journal: Journal) -> Rows:
         gfn=np.ascontiguousarray(births["gfn"]),
         frame=frame.astype(np.int64),
         role=births["role"].astype(np.int64),
-        made=np.flatnonzero(what == What.MADE).astype(np.int64),
+        made=np.flatnonzero(what == What.ALLOC).astype(np.int64),
         died=died,
     )
 
@@ -79,5 +79,5 @@ class Lives:
 
 def lives(rows: Rows) -> Lives:
     """The births and deaths of a journal."""
-    row = rows.of(What.MADE, What.DIED)
-    return Lives(row, rows.page[row], np.where(rows.what[row] == What.MADE, 1, -1).astype(np.int64))
+    row = rows.of(What.ALLOC, What.ZAP_FREED)
+    return Lives(row, rows.page[row], np.where(rows.what[row] == What.ALLOC, 1, -1).astype(np.int64))

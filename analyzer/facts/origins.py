@@ -44,7 +44,7 @@ def origins(rows: Rows, spaces: Spaces) -> dict[str, Origin]:
 
 def hits(rows: Rows, spaces: Spaces) -> tuple[Ints, Ints, Ints]:
     """The rows of hits; for each which of ``ORIGINS``, and the power of two of events that the page's age is up to."""
-    found = rows.of(What.FOUND)
+    found = rows.of(What.HIT)
     made = rows.made[rows.page[found]]
     mode = np.array([space.glevels for space in spaces.all])
     now, then = spaces.of_row[found], spaces.of_row[made]

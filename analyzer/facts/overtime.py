@@ -85,7 +85,7 @@ def phases(rows: Rows, alive: Lives, story: Story, events: int, accesses: int) -
     starts = np.array([mark.first for mark in marks], np.int64)
     counted = _counts(rows, starts)
     ends = [*(mark.first - 1 for mark in marks[1:]), events]
-    zapped = rows.of(What.DIED, What.EMPTIED)
+    zapped = rows.of(What.ZAP_FREED, What.ZAP_ROOT_KEPT)
     stretch = np.maximum(np.searchsorted(starts, rows.event[zapped], side="right") - 1, 0)
     causes = np.bincount(stretch * len(CAUSES) + rows.cause[zapped], minlength=len(marks) * len(CAUSES)).reshape(-1, len(CAUSES)).tolist()
     total = np.concatenate(([0], np.cumsum(alive.delta)))
@@ -95,12 +95,12 @@ def phases(rows: Rows, alive: Lives, story: Story, events: int, accesses: int) -
             mark.name,
             mark.first,
             ends[i],
-            counted[What.SWITCHED][i],
+            counted[What.ROOTS_LOADED][i],
             mark.accesses,
             counted[What.FAULT][i],
-            counted[What.FOUND][i] + counted[What.MADE][i],
-            counted[What.FOUND][i],
-            counted[What.MADE][i],
+            counted[What.HIT][i] + counted[What.ALLOC][i],
+            counted[What.HIT][i],
+            counted[What.ALLOC][i],
             {cause: n for cause, n in zip(CAUSES, causes[i], strict=True) if n},
             counted[What.STORE][i],
             live[i],
@@ -153,12 +153,12 @@ def over_time(rows: Rows, alive: Lives, crowds: Crowds, events: int) -> OverTime
         tuple(
             Slice(
                 first,
-                counted[What.SWITCHED][i],
+                counted[What.ROOTS_LOADED][i],
                 counted[What.FAULT][i],
-                counted[What.FOUND][i] + counted[What.MADE][i],
-                counted[What.FOUND][i],
-                counted[What.MADE][i],
-                counted[What.DIED][i] + counted[What.EMPTIED][i],
+                counted[What.HIT][i] + counted[What.ALLOC][i],
+                counted[What.HIT][i],
+                counted[What.ALLOC][i],
+                counted[What.ZAP_FREED][i] + counted[What.ZAP_ROOT_KEPT][i],
                 counted[What.STORE][i],
                 {number: pages[i] for number, pages in live.items()},
                 several_parents[i],

@@ -109,9 +109,9 @@ def _roles(rows: Rows, alive: Lives) -> dict[int, RoleFacts]:
     role = role.astype(np.int64)
     size = len(words)
     misses = count(role, size)
-    hits = count(role[rows.page[rows.of(What.FOUND)]], size)
-    deaths = _by_cause(rows, role, size, What.DIED)
-    emptied = _by_cause(rows, role, size, What.EMPTIED)
+    hits = count(role[rows.page[rows.of(What.HIT)]], size)
+    deaths = _by_cause(rows, role, size, What.ZAP_FREED)
+    emptied = _by_cause(rows, role, size, What.ZAP_ROOT_KEPT)
     mine = role[alive.page]
     live = running(mine, alive.delta)
     peaks = np.zeros(size, np.int64)

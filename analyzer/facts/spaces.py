@@ -53,7 +53,7 @@ class Spaces:
 
 def spaces(rows: Rows, story: Story) -> Spaces:
     """Find the address spaces of a journal and give each row its own."""
-    switches = rows.of(What.SWITCHED)
+    switches = rows.of(What.ROOTS_LOADED)
     glevels = rows.cause[switches]
     root = np.where(glevels > 0, rows.page[switches] | rows.other[switches] << 32, 0)
     firsts = _firsts(story.roots)
@@ -101,7 +101,7 @@ def to_neighbours(rows: Rows) -> int:
 
     Page-table isolation goes that way, from the kernel's tables to the user's and back.
     """
-    switches = rows.of(What.SWITCHED)
+    switches = rows.of(What.ROOTS_LOADED)
     total = 0
     for vcpu in np.unique(rows.vcpu[switches]).tolist():
         own = switches[(rows.vcpu[switches] == vcpu) & (rows.cause[switches] > 0)]
@@ -112,21 +112,21 @@ def to_neighbours(rows: Rows) -> int:
 
 def _describe(rows: Rows, keys: list[list[int]], of_row: Ints, known: dict[int, list[Root]]) -> list[AddressSpace]:
     size = len(keys)
-    by_what = {what: count(of_row[rows.of(what)], size) for what in (What.SWITCHED, What.FOUND, What.MADE, What.FAULT)}
+    by_what = {what: count(of_row[rows.of(what)], size) for what in (What.ROOTS_LOADED, What.HIT, What.ALLOC, What.FAULT)}
     first = np.full(size, _NEVER, np.int64)
     last = np.zeros(size, np.int64)
     np.minimum.at(first, of_row, rows.event)
     np.maximum.at(last, of_row, rows.event)
     found = []
     for i, (glevels, root, generation) in enumerate(keys):
-        hits, made = by_what[What.FOUND][i], by_what[What.MADE][i]
+        hits, made = by_what[What.HIT][i], by_what[What.ALLOC][i]
         found.append(
             AddressSpace(
                 glevels,
                 root << ROOT_SHIFT,
                 generation,
                 _name(root, generation, known) if glevels else "no paging",
-                by_what[What.SWITCHED][i],
+                by_what[What.ROOTS_LOADED][i],
                 hits + made,
                 hits,
                 made,

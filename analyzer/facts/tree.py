@@ -61,7 +61,7 @@ def _roots(rows: Rows, spaces: Spaces, end: int) -> list[tuple[int, int]]:
 
     Of the generations of one root only the newest counts: the root is its now.
     """
-    at = np.flatnonzero(((rows.what[:end] == What.MADE) | (rows.what[:end] == What.FOUND)) & (rows.cause[:end] == AS_ROOT))
+    at = np.flatnonzero(((rows.what[:end] == What.ALLOC) | (rows.what[:end] == What.HIT)) & (rows.cause[:end] == AS_ROOT))
     space = spaces.of_row[at]
     newest = np.full(len(spaces.all), -1, np.int64)
     np.maximum.at(newest, space, rows.event[at])

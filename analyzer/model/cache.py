@@ -114,7 +114,7 @@ class ShadowCache:
             for page in self.buckets[self.hashfn(gfn)]:
                 if page.gfn == gfn and page.role == role:
                     self.counters.get_page_hits += 1
-                    self.journal.add(What.FOUND, AS_ROOT if parent is None else 0, page.birth, root)
+                    self.journal.add(What.HIT, AS_ROOT if parent is None else 0, page.birth, root)
                     if parent is not None:
                         self.add_parent(page, parent)
                     return page
@@ -135,7 +135,7 @@ class ShadowCache:
         page.multimapped, page.parent_pte, page.parent_ptes = False, parent, []
         page.live, page.owner = True, owner
         page.birth = self.journal.born(gfn, role)
-        self.journal.add(What.MADE, AS_ROOT if parent is None else 0, page.birth, root)
+        self.journal.add(What.ALLOC, AS_ROOT if parent is None else 0, page.birth, root)
         if parent is not None:
             self._linked(page, parent)
         return page
@@ -287,7 +287,7 @@ class ShadowCache:
         self._unlink_children(page)
         if page.root_count:
             counters.zaps_root_kept += 1
-            self.journal.add(What.EMPTIED, CAUSES.index(cause), page.birth, NO_PAGE)
+            self.journal.add(What.ZAP_ROOT_KEPT, CAUSES.index(cause), page.birth, NO_PAGE)
             self.active.move_to_end(page.index)
             return
         counters.zaps_freed += 1
@@ -296,7 +296,7 @@ class ShadowCache:
             self.buckets[self.hashfn(page.gfn)].remove(page)
         page.live = False
         self.free.append(page)
-        self.journal.add(What.DIED, CAUSES.index(cause), page.birth, NO_PAGE)
+        self.journal.add(What.ZAP_FREED, CAUSES.index(cause), page.birth, NO_PAGE)
 
     @staticmethod
     def _first_parent(page: ShadowPage) -> int | None:

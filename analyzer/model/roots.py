@@ -195,7 +195,7 @@ class RootedMmu:
         else:
             context.root_level = PT32E_ROOT_LEVEL if context.cr4 & CR4_PAE else 2
         root = (context.cr3 if context.root_level == PT32E_ROOT_LEVEL else context.cr3 & -PAGE_BYTES) >> ROOT_SHIFT
-        self.journal.add(What.SWITCHED, context.root_level, root & 0xFFFF_FFFF, root >> 32)
+        self.journal.add(What.ROOTS_LOADED, context.root_level, root & 0xFFFF_FFFF, root >> 32)
         wanted = self._wanted_roots(context)
         key = (context.root_level, *(-1 if gfn is None else gfn for gfn in wanted))
         reused = next((kept for kept in context.kept_roots if kept.key == key), None)

@@ -10,13 +10,13 @@ from analyzer.diff_inputs import Side
 from analyzer.facts.comparison import Difference, Number
 from analyzer.limits import Limit
 from analyzer.reports import rows
-from analyzer.reports.text import Look, columns, printable, squeezed
+from analyzer.reports.text import TerminalStyle, columns, printable, squeezed
 
 #: No fact's name is cut to fewer characters to make room for its numbers.
 _NAME = 36
 
 
-def text(left: Side, right: Side, differences: Sequence[Difference], most: int | None, look: Look) -> str:
+def text(left: Side, right: Side, differences: Sequence[Difference], most: int | None, look: TerminalStyle) -> str:
     """A row for each of the first ``most`` differences; ``None`` for all. Where it is narrow, names are cut before numbers."""
     shown = differences[:most]
     numbers = [("left", "right", "change", "%")]

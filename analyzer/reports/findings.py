@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from analyzer.facts.findings import command
 from analyzer.replay import Run
 from analyzer.reports.about import About
-from analyzer.reports.text import Look, columns, folded, number, pasted, printable, wrapped
+from analyzer.reports.text import TerminalStyle, columns, folded, number, pasted, printable, wrapped
 
 _NAMES = {"faults": "faults", "exits": "exits", "pages_made": "pages made", "entries_filled": "entries filled"}
 
 
-def sections(about: About, run: Run, look: Look) -> Iterable[str]:
+def sections(about: About, run: Run, look: TerminalStyle) -> Iterable[str]:
     """Each part with its heading, where there is something to say."""
     if "saved" in run.facts:
         heading = look.heading("What it saved") + "   (uncached: every cr3 load starts from nothing)"
@@ -23,7 +23,7 @@ def sections(about: About, run: Run, look: Look) -> Iterable[str]:
         yield look.heading("Worth a look") + "\n" + "\n".join(lines)
 
 
-def _saved(run: Run, look: Look) -> str:
+def _saved(run: Run, look: TerminalStyle) -> str:
     saved = run.facts["saved"]
     rows = []
     for key, name in _NAMES.items():
@@ -43,6 +43,6 @@ def _per_cr3(pair: dict[str, float]) -> str:
     return f"{pair['per_cr3_cached']:,.1f} instead of {pair['per_cr3_uncached']:,.1f} for each cr3 load"
 
 
-def _finding(finding: dict[str, str], about: About, look: Look) -> Iterable[str]:
+def _finding(finding: dict[str, str], about: About, look: TerminalStyle) -> Iterable[str]:
     yield from wrapped(finding["sentence"], look.width, "  · ", "    ")
     yield from pasted(printable(command(finding["command"], about.file, about.guest)), look, "    ")

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyzer.facts.group_counts import COUNTS, MORE, UNCACHED
-from analyzer.reports.text import Look, columns, number, printable, share
+from analyzer.reports.text import TerminalStyle, columns, number, printable, share
 
 Rows = Sequence[dict[str, Any]]
 
 
-def table(rows: Rows, keys: Sequence[str], look: Look, everything: bool = False, sort: str | None = None) -> str:
+def table(rows: Rows, keys: Sequence[str], look: TerminalStyle, everything: bool = False, sort: str | None = None) -> str:
     """Aligned columns: the keys and every count that is not zero throughout; of ``MORE`` only what is sorted by, or everything."""
     counts = _to_read(rows, everything, sort)
     lines = [(*keys, *(_heading(count) for count in counts), "")]

@@ -10,7 +10,7 @@ from typing import Any
 from analyzer.reports.recorded import check_line, loss_line, unnamed_line
 from analyzer.reports.text import columns, number, printable, share, space_name
 from analyzer.trace.inventory import Inventory
-from db.event import Kind
+from x86.event import Kind
 
 _KINDS = tuple(kind.name.lower() for kind in (Kind.ACCESS, Kind.WRITE, Kind.CR3, Kind.PAGE, Kind.INVLPG, Kind.REGS))
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from analyzer.reports.text import space_name
 from analyzer.trace.residency import History
-from db.event import (
+from db.queries import Query
+from db.trace import TraceReader
+from x86.event import (
     ACCESS_FAULT,
     ACCESS_FETCH,
     ACCESS_USER,
@@ -22,8 +24,6 @@ from db.event import (
     kind_name,
     unpack_words,
 )
-from db.queries import Query
-from db.trace import TraceReader
 from x86.paging import BASE32, BASE64, BASE_PDPT, NX, PAGE_SHIFT
 from x86.registers import RESET, Mode, paging_mode
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from analyzer.facts.collect import Facts
-from analyzer.reports.text import Look, beside, columns, number, printable, share, shortened, spark
+from analyzer.reports.text import TerminalStyle, beside, columns, number, printable, share, shortened, spark
 
 CAUSES = {
     "flood": "flood",
@@ -34,7 +34,7 @@ _WAYS = {
 }
 
 
-def sections(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
+def sections(facts: Facts, look: TerminalStyle, everything: bool) -> Iterable[str]:
     """Each part with its heading."""
 
     def block(heading: str, lines: Iterable[str]) -> str:
@@ -63,7 +63,7 @@ def sections(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
         yield block("Where 2.6.20 itself would have broken", corners)
 
 
-def _frames(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
+def _frames(facts: Facts, look: TerminalStyle, everything: bool) -> Iterable[str]:
     frames = facts["frames"]
     apart = frames["told_apart_by"]
     rows = [("told apart", "now", "peak", "")]
@@ -82,7 +82,7 @@ def _frames(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
             yield f"    gfn {frame['gfn']:#x}: {frame['made']:,} times, level {levels}{_whose(frame['names'])}"
 
 
-def _bars(values: list[int], look: Look) -> Iterable[str]:
+def _bars(values: list[int], look: TerminalStyle) -> Iterable[str]:
     if look.terminal and any(values):
         yield f"  {spark(values, min(40, look.width - 2))}"
 
@@ -94,7 +94,7 @@ def _whose(names: list[str]) -> str:
     return f" ({shortened(printable(names[0]), 16)}{more})"
 
 
-def _parents(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
+def _parents(facts: Facts, look: TerminalStyle, everything: bool) -> Iterable[str]:
     rows: list[tuple[str, ...]] = [("level", "alive", "several", "most", "chains", "half empty", "")]
     for row in reversed(facts["parents"]):
         counts = ("pages", "several_parents", "most_parents", "chains", "chains_half_empty")
@@ -111,7 +111,7 @@ def _parents(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
             yield f"  level {row['level']}: " + ", ".join(f"{pages:,} with {parents}" for parents, pages in row["histogram"].items())
 
 
-def _spaces(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
+def _spaces(facts: Facts, look: TerminalStyle, everything: bool) -> Iterable[str]:
     shared = facts["space_sharing"]
     rows: list[tuple[str, ...]] = [("", "level", "alive", "in one", "in several", "most", "")]
     for when in ("peak", "end"):
@@ -125,7 +125,7 @@ def _spaces(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
             yield f"  peak, level {row['level']}: " + ", ".join(f"{pages:,} in {spaces}" for spaces, pages in row["histogram"].items())
 
 
-def _matrix(facts: Facts, look: Look) -> Iterable[str]:
+def _matrix(facts: Facts, look: TerminalStyle) -> Iterable[str]:
     """As many address spaces as there is room for; on the diagonal all pages of one."""
     matrix = facts["space_sharing"]["peak"]["matrix"]
     names = [shortened(printable(facts["spaces"][place]["name"]), 16) for place in matrix["spaces"]]
@@ -147,7 +147,7 @@ def _widest(rows: list[tuple[str, ...]]) -> int:
     return 2 + sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True))
 
 
-def _origins(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
+def _origins(facts: Facts, look: TerminalStyle, everything: bool) -> Iterable[str]:
     names = {"same_root": "same space", "other_root": "another", "other_vcpu": "another vCPU", "other_mode": "another mode"}
     rows = [("", "hits", *names.values(), "")]
     for which, origin in facts["origin"].items():

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from analyzer.reports.text import Look, columns, number, printable
+from analyzer.reports.text import TerminalStyle, columns, number, printable
 from x86.registers import Mode
 
 #: Width of a full bar where there is room, and of what stands around it.
@@ -21,7 +21,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _SHOWN = ("pages", "buckets", "flood")
 
 
-def table(results: list[dict[str, Any]], look: Look) -> str:
+def table(results: list[dict[str, Any]], look: TerminalStyle) -> str:
     """A row for each result, then the chart."""
     levels = _levels(results)
     varying = [name for name in (results[0]["parameters"] if results else ()) if name not in _SHOWN and _varies(results, name)]

@@ -9,14 +9,14 @@ from analyzer.facts.collect import Facts
 from analyzer.replay import Run
 from analyzer.reports import findings, sections
 from analyzer.reports.about import About, opening
-from analyzer.reports.text import Look, columns, folded, number, printable, share, shortened, spark
+from analyzer.reports.text import TerminalStyle, columns, folded, number, printable, share, shortened, spark
 from x86.registers import Mode
 
 #: Programs that are shown unless all are asked for.
 _PROGRAMS = 6
 
 
-def report(about: About, run: Run, look: Look, everything: bool = False) -> str:
+def report(about: About, run: Run, look: TerminalStyle, everything: bool = False) -> str:
     """The whole report as text. ``everything`` unfolds rows that say the same, and shows what is left out otherwise."""
     facts = run.facts
     parts = [
@@ -30,7 +30,7 @@ def report(about: About, run: Run, look: Look, everything: bool = False) -> str:
     return "\n\n".join([*(folded(part, look) for part in parts), *findings.sections(about, run, look)])
 
 
-def _answer(facts: Facts, look: Look) -> str:
+def _answer(facts: Facts, look: TerminalStyle) -> str:
     lookups, hits = facts["get_page"]["lookups"], facts["get_page"]["hits"]
     zaps = facts["zaps"]
     causes = [cause for cause in sections.CAUSES if zaps[cause]]
@@ -49,7 +49,7 @@ def _answer(facts: Facts, look: Look) -> str:
     return "\n".join(lines)
 
 
-def _roles(facts: Facts, look: Look, everything: bool) -> str:
+def _roles(facts: Facts, look: TerminalStyle, everything: bool) -> str:
     more = ("orphans", "lived") if everything else ()
     rows: list[tuple[str, ...]] = [
         ("mode", "level", "quadrant", "meta", "lookups", "hits", "hit%", "made", "alive", "peak", *more, "died of")
@@ -99,7 +99,7 @@ def _causes(role: Facts) -> str:
     return ", ".join([*parts, f"{emptied:,} roots emptied"] if emptied else parts)
 
 
-def _phases(facts: Facts, look: Look) -> Iterable[str]:
+def _phases(facts: Facts, look: TerminalStyle) -> Iterable[str]:
     rows = [("from", "events", "roots", "faults", "of accesses", "lookups", "hit%", "made", "zapped", "alive then", "")]
     for phase in facts["phases"]:
         rows.append(
@@ -122,7 +122,7 @@ def _phases(facts: Facts, look: Look) -> Iterable[str]:
         yield from _lines_over_time(facts, look)
 
 
-def _lines_over_time(facts: Facts, look: Look) -> Iterable[str]:
+def _lines_over_time(facts: Facts, look: TerminalStyle) -> Iterable[str]:
     buckets = facts["over_time"]["buckets"]
     lines = {name: [bucket[name] for bucket in buckets] for name in ("cr3", "faults", "zapped")}
     lines["alive"] = [sum(bucket["live"].values()) for bucket in buckets]
@@ -133,7 +133,7 @@ def _lines_over_time(facts: Facts, look: Look) -> Iterable[str]:
     yield f"  each of {len(buckets)} slices: {facts['over_time']['bucket_events']:,} events"
 
 
-def _programs(facts: Facts, look: Look, everything: bool) -> Iterable[str]:
+def _programs(facts: Facts, look: TerminalStyle, everything: bool) -> Iterable[str]:
     programs = facts["processes"]
     shown = programs if everything else programs[:_PROGRAMS]
     rows = [("program", "spaces", "roots", "lookups", "hit%", "made", "faults", "")]

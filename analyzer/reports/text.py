@@ -22,7 +22,7 @@ _LONGEST = 1 << 14
 
 
 @dataclass(frozen=True)
-class Look:
+class TerminalStyle:
     """What text is written for: so many columns; bars on a terminal only, bold headings where colours are wanted too."""
 
     width: int = 120
@@ -36,11 +36,11 @@ class Look:
         return f"\x1b[1m{text}\x1b[0m" if self.bold else text
 
 
-def look() -> Look:
+def look() -> TerminalStyle:
     """What standard output can show. NO_COLOR and a dumb terminal forbid bold words; a pipe without COLUMNS has whole sentences."""
     terminal = sys.stdout.isatty()
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    return Look(width(), terminal, terminal and not plain, terminal or bool(os.environ.get("COLUMNS")))
+    return TerminalStyle(width(), terminal, terminal and not plain, terminal or bool(os.environ.get("COLUMNS")))
 
 
 def printable(text: str) -> str:
@@ -150,7 +150,7 @@ def wrapped(text: str, room: int, first: str, rest: str) -> list[str]:
     return [*lines, line.rstrip()]
 
 
-def folded(text: str, look: Look) -> str:
+def folded(text: str, look: TerminalStyle) -> str:
     """Text with its sentences in lines that ``look`` has room for; each goes on two columns further in. Lines that fit stay as they are."""
     if not look.folds:
         return text
@@ -162,7 +162,7 @@ def folded(text: str, look: Look) -> str:
     return "\n".join(lines)
 
 
-def pasted(command: str, look: Look, indent: str) -> list[str]:
+def pasted(command: str, look: TerminalStyle, indent: str) -> list[str]:
     """A command for a shell, in lines that can be pasted together where one has no room; a word of it is never cut."""
     if not look.folds or len(indent + command) <= look.width:
         return [indent + command]

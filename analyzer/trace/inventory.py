@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from analyzer.trace.residency import History, Space
-from db.event import kind_name
 from db.marks import phases
 from db.queries import BY_PHASE, CONTENTS, END_TABLES, ROOTS, Query
 from db.trace import TraceReader
+from x86.event import kind_name
 
 #: The queries behind an inventory's tables.
 QUERIES: tuple[Query, ...] = (BY_PHASE, CONTENTS, END_TABLES, ROOTS)

@@ -10,8 +10,8 @@ import numpy as np
 from analyzer.trace.context import Mark, Root, Story
 from analyzer.trace.residency import History
 from db.columns import Columns, root_rows
-from db.event import Kind
 from db.trace import TraceReader
+from x86.event import Kind
 
 #: What sealed traces that are open have told: a report needs it for each of its replays.
 _TOLD: WeakKeyDictionary[TraceReader, Story] = WeakKeyDictionary()

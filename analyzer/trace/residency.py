@@ -17,9 +17,9 @@ from itertools import chain
 from typing import Any
 
 from analyzer.trace.context import place
-from db.event import Kind
 from db.queries import ROOTS
 from db.trace import TraceReader
+from x86.event import Kind
 from x86.paging import PAGE_SHIFT, PRESENT
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.model.journal import CAUSES, FLOODED, Journal, What
-from db.event import MASK64
 from db.queries import STORES
 from db.trace import TraceReader
+from x86.event import MASK64
 
 #: Zaps that a store brings about; the others (evictions, user stores) have other reasons.
 _BY_STORES = [CAUSES.index(cause) for cause in ("misaligned", "flood", "misaligned_and_flood")]
@@ -79,7 +79,7 @@ def _costs(journal: Journal | None) -> tuple[NDArray[np.int64], NDArray[np.int64
     rows = journal.rows
     events = int(rows["event"].max(initial=0))
     store = rows["what"] == What.STORE
-    died = ((rows["what"] == What.DIED) | (rows["what"] == What.EMPTIED)) & np.isin(rows["cause"], _BY_STORES)
+    died = ((rows["what"] == What.ZAP_FREED) | (rows["what"] == What.ZAP_ROOT_KEPT)) & np.isin(rows["cause"], _BY_STORES)
 
     def count(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.bincount(rows["event"][chosen], minlength=events + 1)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from db.errors import UsageError
-from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SEEN_SHIFT, WRITE_SIZE, Event, Kind, Seen, unpack_words
 from db.trace import TraceReader
+from x86.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SEEN_SHIFT, WRITE_SIZE, Event, Kind, Seen, unpack_words
 from x86.paging import PAGE_BYTES, PAGE_SHIFT, WALKER_BITS
 from x86.registers import CR0_PG
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from db.event import WRITE_SIZE, Event, Kind, unpack_words
 from db.trace import TraceReader
+from x86.event import WRITE_SIZE, Event, Kind, unpack_words
 from x86.paging import PAGE_BYTES, PRESENT, WALKER_BITS, Memory, Table, entries, pdptes, tables
 from x86.registers import RESET, Mode, paging_mode
 

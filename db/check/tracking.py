@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 
 from db.check.rebuild import Cpu, Rebuilt
-from db.event import WRITE_SIZE, Event, Kind
+from x86.event import WRITE_SIZE, Event, Kind
 from x86.paging import PAGE_BYTES, PAGE_SHIFT, PRESENT, Table, child_gfn, is_big_page, roots
 from x86.registers import CR4_PSE, Mode
 

@@ -8,10 +8,11 @@ from itertools import islice
 
 from db.check.rebuild import TABLE_KINDS, Rebuilt
 from db.check.tracking import Tracking
+from db.columns import event_rows
 from db.errors import UsageError
-from db.event import WRITE_SEEN_SHIFT, WRITE_SIZE, Kind, Seen, unpack_words
 from db.trace import TraceReader
-from x86.paging import BASE64, PAGE_BYTES, PAGE_SHIFT, PRESENT, WALKER_BITS
+from x86.event import WRITE_SEEN_SHIFT, Kind, Seen, in_range, unpack_words
+from x86.paging import BASE64, PAGE_SHIFT, PRESENT, WALKER_BITS
 
 _SHOWN = 3
 
@@ -22,12 +23,6 @@ WHERE NOT coalesce(kind = {Kind.WRITE:d} AND flags >> {WRITE_SEEN_SHIFT} = {Seen
 _EMPTY_FUNCTIONS = """\
 SELECT name FROM symbol LEFT JOIN (SELECT DISTINCT pc FROM store_origin) ON pc - address >= 0 AND pc - address < size
 WHERE pc IS NULL"""
-
-_OUT_OF_RANGE = f"""\
-SELECT seq FROM event
-WHERE kind NOT BETWEEN 1 AND 6 OR vcpu NOT BETWEEN 0 AND 63
-  OR kind = {Kind.WRITE:d} AND (flags & {WRITE_SIZE} NOT BETWEEN 1 AND 8 OR addr NOT BETWEEN 0 AND {(1 << 52) - 8})
-  OR kind = {Kind.PAGE:d} AND addr & {PAGE_BYTES - 1} <> 0"""
 
 
 @dataclass(frozen=True)
@@ -192,8 +187,9 @@ def _misshapen(trace: TraceReader) -> Iterator[str]:
         missing = f"SELECT event.seq FROM event LEFT JOIN {name} AS side USING (seq) WHERE kind = {kind:d} AND side.seq IS NULL"
         for (seq,) in trace.stream(missing):
             yield f"event {seq} has no row in {name}"
-    for (seq,) in trace.stream(_OUT_OF_RANGE):
-        yield f"event {seq} has a column out of range"
+    for rows in event_rows(trace):
+        for seq in rows[0][~in_range(*rows[1:5])].tolist():
+            yield f"event {seq} has a column out of range"
 
 
 def _events(trace: TraceReader, findings: dict[str, Finding]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from db.errors import UsageError, plainly
-from db.event import (
+from x86.event import (
     ACCESS_FAULT,
     ACCESS_FETCH,
     ACCESS_USER,

@@ -37,10 +37,10 @@ import zstandard
 
 from db.columns import Ints, event_rows
 from db.errors import StorageError, TraceError, UsageError
-from db.event import Kind
 from db.file.guarded import connect, harden
 from db.file.locking import clear, refuse_existing, storage_errors
 from db.trace import TraceReader
+from x86.event import Kind
 
 FORMAT = 1
 

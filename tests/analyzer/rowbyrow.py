@@ -56,13 +56,13 @@ def slow(journal: Journal) -> Slow:
     parents: Counter[int] = Counter()
     for row in journal.rows.tolist():
         event, what, _, cause, _, page, _ = row
-        if what in (What.MADE, What.FOUND, What.DIED):
+        if what in (What.ALLOC, What.HIT, What.ZAP_FREED):
             gfn, role = journal.births[page].tolist()
             mine = kept.frames.setdefault(gfn, [])
-        if what in (What.MADE, What.FOUND):
+        if what in (What.ALLOC, What.HIT):
             kept.lookups[role] += 1
-            kept.hits[role] += what == What.FOUND
-        if what == What.MADE:
+            kept.hits[role] += what == What.HIT
+        if what == What.ALLOC:
             for part in PARTS:
                 kept.key[part] += any(
                     [other for other in PARTS if getattr(there, other) != getattr(unpack(role), other)] == [part] for there in mine
@@ -72,7 +72,7 @@ def slow(journal: Journal) -> Slow:
             kept.live[role] += 1
             kept.peak[role] = max(kept.peak[role], kept.live[role])
             kept.frames_changed(event)
-        elif what == What.DIED:
+        elif what == What.ZAP_FREED:
             mine.remove(unpack(role))
             kept.live[role] -= 1
             kept.deaths[role, CAUSES[cause]] += 1

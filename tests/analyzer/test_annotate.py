@@ -11,10 +11,10 @@ import pytest
 from analyzer import replay
 from analyzer.model.parameters import parameters
 from analyzer.trace.writers import annotate
-from db.event import signed
 from db.exchange.importing import import_jsonl
 from db.trace import TraceReader
 from tests.conftest import Boot, Cli
+from x86.event import signed
 
 KERNEL = 0xFFFFFFFF81000000
 

@@ -14,11 +14,11 @@ from analyzer.model.kernel import Kernel
 from analyzer.model.parameters import parameters
 from analyzer.replay import CORES, choose_core
 from db.errors import UsageError
-from db.event import Event, Kind, pack_words
 from db.trace import TraceReader
 from db.writer import TraceWriter
 from tests.analyzer.test_kernel import assert_cores_agree
 from tests.conftest import Boot, Cli
+from x86.event import Event, Kind, pack_words
 
 LONG = (0x80010011, 0x30, 0x500)
 

@@ -26,7 +26,7 @@ def plain(journal: Journal) -> list[tuple[int, int, int, int, int]]:
 
 def test_a_machine_s_creation_makes_four_roots() -> None:
     journal = make().journal.finish()
-    assert plain(journal) == [(0, What.SWITCHED, 0, 0, 0), *((0, What.MADE, AS_ROOT, birth, NO_PAGE) for birth in range(4))]
+    assert plain(journal) == [(0, What.ROOTS_LOADED, 0, 0, 0), *((0, What.ALLOC, AS_ROOT, birth, NO_PAGE) for birth in range(4))]
     assert journal.births["role"].tolist() == [pack(0, 2, quadrant, 1) for quadrant in range(4)]
 
 
@@ -41,19 +41,19 @@ def test_a_fault_makes_and_links_each_level_and_three_stores_zap_a_table() -> No
     mmu.access(0, 0, *WRITE)
     root, table3, table2, table1, again = 4, 5, 6, 7, 8
     assert plain(mmu.journal.finish())[before:] == [
-        (first, What.MADE, 0, table3, root),
+        (first, What.ALLOC, 0, table3, root),
         (first, What.LINKED, 0, table3, root),
-        (first, What.MADE, 0, table2, root),
+        (first, What.ALLOC, 0, table2, root),
         (first, What.LINKED, 0, table2, table3),
-        (first, What.MADE, 0, table1, root),
+        (first, What.ALLOC, 0, table1, root),
         (first, What.LINKED, 0, table1, table2),
         (first, What.FAULT, Fault.SHADOW_FIXED, table1, NO_PAGE),
         (first + 1, What.STORE, 0, table1, 1),
         (first + 2, What.STORE, 0, table1, 1),
         (first + 3, What.STORE, FLOODED, table1, 1),
         (first + 3, What.UNLINKED, 0, table1, table2),
-        (first + 3, What.DIED, CAUSES.index("flood"), table1, NO_PAGE),
-        (first + 4, What.MADE, 0, again, root),
+        (first + 3, What.ZAP_FREED, CAUSES.index("flood"), table1, NO_PAGE),
+        (first + 4, What.ALLOC, 0, again, root),
         (first + 4, What.LINKED, 0, again, table2),
         (first + 4, What.FAULT, Fault.SHADOW_FIXED, again, NO_PAGE),
     ]
@@ -66,8 +66,8 @@ def test_a_cr3_load_says_which_root_and_finds_it() -> None:
     mmu.cr3(0, 0x1000)
     event = mmu.counters.events_total
     assert plain(mmu.journal.finish())[before:] == [
-        (event, What.SWITCHED, 4, 0x1000 >> ROOT_SHIFT, 0),
-        (event, What.FOUND, AS_ROOT, 4, NO_PAGE),
+        (event, What.ROOTS_LOADED, 4, 0x1000 >> ROOT_SHIFT, 0),
+        (event, What.HIT, AS_ROOT, 4, NO_PAGE),
     ]
 
 
@@ -82,9 +82,9 @@ def test_the_journal_tells_how_it_ended(variant: dict[str, object], mode: str, e
     alive: set[int] = set()
     parents: Counter[int] = Counter()
     for _, what, _, page, _ in plain(end.journal):
-        if what == What.MADE:
+        if what == What.ALLOC:
             alive.add(page)
-        elif what == What.DIED:
+        elif what == What.ZAP_FREED:
             alive.remove(page)
         elif what == What.LINKED:
             parents[page] += 1

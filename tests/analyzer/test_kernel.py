@@ -16,10 +16,10 @@ from analyzer.model.outcome import Outcome, outcome
 from analyzer.model.parameters import parameters
 from analyzer.replay import replay, replay_fast
 from db.columns import Columns
-from db.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, Kind, signed
 from db.trace import TraceReader
 from tests.analyzer.guests import Step, apply, start, steps
 from tests.analyzer.test_properties import VARIANTS
+from x86.event import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, Kind, signed
 
 MORE_VARIANTS = [
     *VARIANTS,

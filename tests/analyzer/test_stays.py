@@ -10,10 +10,10 @@ import pytest
 from analyzer.trace.reading import Passed, story
 from analyzer.trace.residency import History
 from db.columns import batches
-from db.event import CR3_HAS_PDPTES, Event, Kind
 from db.trace import TraceReader
 from db.writer import TraceWriter
 from tests.conftest import Boot
+from x86.event import CR3_HAS_PDPTES, Event, Kind
 from x86.paging import PAGE_BYTES
 
 

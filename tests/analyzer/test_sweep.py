@@ -17,10 +17,10 @@ import pytest
 from analyzer import replay
 from analyzer.model.parameters import parameters
 from analyzer.replay import CORES
-from db.event import Event, Kind
 from db.trace import TraceReader
 from tests.analyzer.test_cores import GUEST, write
 from tests.conftest import Cli
+from x86.event import Event, Kind
 
 GRID = ("--pages", "32..128", "--flood", "0,3", "--model", "kvm-2.6.20,uncached")
 UNITS = 12

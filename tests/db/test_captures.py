@@ -10,10 +10,10 @@ import pytest
 
 from db.check.capture_diff import Captured, Compared, captured, compare, logged
 from db.errors import UsageError
-from db.event import ACCESS_FAULT, ACCESS_WRITE, Event, Kind, Seen, pack_words
 from db.trace import TraceReader
 from db.writer import TraceWriter
 from tests.conftest import Cli
+from x86.event import ACCESS_FAULT, ACCESS_WRITE, Event, Kind, Seen, pack_words
 
 PAGING = (0x80000011, 0x20, 0x500)
 EVENTS = [

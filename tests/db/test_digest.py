@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from db.digest import digest
-from db.event import Event, Kind, pack_words
 from db.trace import TraceReader
 from db.writer import TraceWriter
+from x86.event import Event, Kind, pack_words
 
 EVENTS = [
     Event(Kind.REGS, extra=(0x80000011, None, 0)),

@@ -20,11 +20,11 @@ from analyzer.export import write
 from analyzer.reports import script
 from db import columns
 from db.errors import TraceError
-from db.event import Event, Kind, pack_words
 from db.queries import events
 from db.trace import TraceReader, store_run
 from db.writer import TraceWriter
 from tests.conftest import Cli
+from x86.event import Event, Kind, pack_words
 
 RUN = {"model": "m", "parameters": "{}", "version": "v", "core": "c", "events": 0, "seconds": 0.0, "facts": "{}"}
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.errors import UsageError
-from db.event import ACCESS_FAULT, ACCESS_WRITE, Event, Kind, pack_words
 from db.exchange.importing import import_jsonl
 from db.exchange.jsonl import parse, read_jsonl, write_jsonl
 from db.trace import TraceReader
+from x86.event import ACCESS_FAULT, ACCESS_WRITE, Event, Kind, pack_words
 
 U64 = st.integers(0, (1 << 64) - 1)
 GPA = st.integers(0, (1 << 51) - 1)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from db.errors import StorageError
-from db.event import Event, Kind, pack_words
 from db.file.locking import Reserve, check_place, file_system
 from db.file.private import private_folder, remove_dead
 from db.trace import TraceReader, store_run
 from db.writer import TraceWriter
+from x86.event import Event, Kind, pack_words
 
 MOUNTS = r"""22 1 253:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 23 22 0:20 / /proc rw - proc proc rw

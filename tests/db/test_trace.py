@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db.errors import TraceError, UsageError
-from db.event import Event, Kind, pack_words, signed, unpack_words, unsigned
 from db.trace import TraceReader, store_run
 from db.writer import TraceWriter
+from x86.event import Event, Kind, pack_words, signed, unpack_words, unsigned
 
 NUMBERS = st.integers(0, (1 << 64) - 1)
 

@@ -17,7 +17,6 @@ import zstandard
 
 from db.check.verify import verify
 from db.errors import ShadowtraceError
-from db.event import Event, Kind, pack_words
 from db.exchange import packing
 from db.exchange.importing import import_jsonl
 from db.exchange.jsonl import write_jsonl
@@ -25,6 +24,7 @@ from db.trace import TraceReader, store_run
 from db.writer import TraceWriter
 from shadowtrace.__main__ import main
 from tracer.plugin import NO_WORD, REC_EFER, REC_PDPTES, REC_WORDS, RECORD, StreamParser
+from x86.event import Event, Kind, pack_words
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 _DATA = Path(__file__).resolve().parent.parent / "data"

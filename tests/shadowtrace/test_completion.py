@@ -16,9 +16,9 @@ from analyzer.facts.group_counts import COUNTS, MORE
 from analyzer.facts.grouping import KEYS
 from analyzer.model.parameters import HASHES
 from db.check.verify import CHECKS
-from db.event import Kind
 from shadowtrace.__main__ import VERBS
 from tracer import guest
+from x86.event import Kind
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM = Path(sys.executable).with_name("shadowtrace")

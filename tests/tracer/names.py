@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from typing import Any
 
-from db.event import Kind
 from db.trace import TraceReader
+from x86.event import Kind
 
 
 def printed(trace: TraceReader) -> dict[int, list[str]]:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from db.check.rebuild import Rebuilt, compare, rebuild
-from db.event import ACCESS_FAULT, ACCESS_USER, ACCESS_WRITE, Event, Kind, unpack_words
 from db.trace import TraceReader
 from tests.conftest import Boot
 from tests.tracer import names
+from x86.event import ACCESS_FAULT, ACCESS_USER, ACCESS_WRITE, Event, Kind, unpack_words
 from x86.registers import CR0_PG
 
 pytestmark = pytest.mark.boot

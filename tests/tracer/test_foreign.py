@@ -9,7 +9,6 @@ import pytest
 
 from db.check.rebuild import rebuild
 from db.check.verify import verify
-from db.event import WRITE_SEEN_SHIFT, WRITE_SIZE, Event, Kind, Seen, unpack_words
 from db.trace import TraceReader
 from db.writer import TraceWriter
 from tests.tracer.metal import arguments, recorded
@@ -17,6 +16,7 @@ from tracer import gdb, plugin, qemu
 from tracer.check import check_machine
 from tracer.ingest import Ingest
 from tracer.qemu import Capture, Machine
+from x86.event import WRITE_SEEN_SHIFT, WRITE_SIZE, Event, Kind, Seen, unpack_words
 
 pytestmark = pytest.mark.boot
 

@@ -17,7 +17,6 @@ import pytest
 
 from db.check.capture_diff import Compared, captured, compare, logged
 from db.check.verify import verify
-from db.event import ACCESS_FAULT, WRITE_SEEN_SHIFT, Kind, Seen
 from db.trace import TraceReader
 from tests.conftest import Cli
 from tests.tracer import metal
@@ -27,6 +26,7 @@ from tracer import guest, qemu, resources
 from tracer.attach import Attachment, attach
 from tracer.record import record
 from tracer.request import Outcome, Request
+from x86.event import ACCESS_FAULT, WRITE_SEEN_SHIFT, Kind, Seen
 
 pytestmark = pytest.mark.boot
 

@@ -13,7 +13,6 @@ import pytest
 from analyzer.reports.recorded import text
 from db.check.verify import verify
 from db.columns import event_rows
-from db.event import ACCESS_FAULT, WRITE_SIZE, Kind
 from db.trace import TraceReader
 from tests.analyzer.test_kernel import assert_cores_agree
 from tests.conftest import Cli
@@ -22,6 +21,7 @@ from tracer import guest, resources
 from tracer.expect import Expectation
 from tracer.record import record
 from tracer.request import Outcome, Request
+from x86.event import ACCESS_FAULT, WRITE_SIZE, Kind
 
 pytestmark = pytest.mark.boot
 

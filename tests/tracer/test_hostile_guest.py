@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from db.check.verify import verify
-from db.event import Kind
 from db.trace import TraceReader
 from tests.conftest import Cli
 from tests.tracer import metal
 from tracer.qemu import Capture
 from tracer.request import Outcome
+from x86.event import Kind
 from x86.registers import CR0_PE, CR0_PG, CR4_PAE, EFER_LMA
 
 pytestmark = pytest.mark.boot

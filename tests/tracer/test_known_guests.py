@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind
 from db.trace import TraceReader
 from tests.tracer.touches import first_touches
 from tracer.qemu import Capture
 from tracer.record import record
 from tracer.request import Outcome, Request
+from x86.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, WRITE_SIZE, Event, Kind
 
 pytestmark = pytest.mark.boot
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from db.event import ACCESS_FAULT, ACCESS_WRITE, WRITE_SIZE, Kind, unsigned
 from db.trace import TraceReader
 from tests.conftest import Boot
 from tests.tracer.metal import recorded
 from tracer import guest, kernelimage, symbols
 from tracer.record import record
 from tracer.request import Request
+from x86.event import ACCESS_FAULT, ACCESS_WRITE, WRITE_SIZE, Kind, unsigned
 
 FIRMWARE = 0xF0000
 

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.errors import ShadowtraceError
-from db.event import Kind, Seen, unpack_words
 from tests.tracer.metal import arguments
 from tracer import plugin, qemu
 from tracer.plugin import (
@@ -33,6 +32,7 @@ from tracer.plugin import (
     StreamParser,
 )
 from tracer.tasks import Named, TaskEvent
+from x86.event import Kind, Seen, unpack_words
 
 
 def stream(*records: tuple[int, int, int, int, int, int]) -> bytes:

@@ -12,13 +12,13 @@ from analyzer.model.machine import Mmu
 from analyzer.model.parameters import parameters
 from analyzer.replay import feed
 from db.check.verify import verify
-from db.event import Kind
 from db.trace import TraceReader
 from tests.analyzer.test_kernel import assert_cores_agree
 from tests.tracer import names
 from tracer import guest
 from tracer.record import record
 from tracer.request import Outcome, Request
+from x86.event import Kind
 from x86.registers import Mode
 
 pytestmark = pytest.mark.boot

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from db.check.verify import verify
-from db.event import ACCESS_FETCH, WRITE_SEEN_SHIFT, WRITE_SIZE, Kind, Seen
 from db.trace import TraceReader
 from tests.tracer.metal import SOURCES, recorded
 from tracer.qemu import Capture
 from tracer.request import Outcome
+from x86.event import ACCESS_FETCH, WRITE_SEEN_SHIFT, WRITE_SIZE, Kind, Seen
 
 pytestmark = pytest.mark.boot
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from db.event import Kind
 from db.trace import TraceReader
 from tests.tracer.metal import recorded
 from tracer.qemu import Capture
+from x86.event import Kind
 
 pytestmark = pytest.mark.boot
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from db.event import Event, Kind, unpack_words
 from db.trace import TraceReader
 from tests.tracer.metal import recorded
 from tests.tracer.touches import boot_to_the_first_exit
 from tracer.qemu import Capture
+from x86.event import Event, Kind, unpack_words
 
 pytestmark = pytest.mark.boot
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from db.errors import UsageError
-from db.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_WRITE, WRITE_SIZE, Event, Kind
 from db.trace import TraceReader
 from tests.tracer.metal import recorded
 from tests.tracer.touches import boot_to_the_first_exit, recorded_first
 from tracer.driver import FIRST_PROCESS
 from tracer.qemu import Capture, check_arguments
+from x86.event import ACCESS_FAULT, ACCESS_FETCH, ACCESS_WRITE, WRITE_SIZE, Event, Kind
 
 TABLE_STORE = (0x23004, ACCESS_WRITE)
 CROSSING = [(0x100FFE, 0), (0x101000, 0), (0x102FFE, ACCESS_WRITE), (0x103000, ACCESS_WRITE)]

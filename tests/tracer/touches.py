@@ -6,10 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from db.event import Event, Kind
 from tracer import guest
 from tracer.record import record
 from tracer.request import Request
+from x86.event import Event, Kind
 
 _spec = importlib.util.spec_from_file_location("accuracy", Path(__file__).parents[2] / "docs" / "accuracy.py")
 assert _spec is not None

@@ -36,8 +36,8 @@ from analyzer.model.journal import AS_ROOT, CAUSES, NO_PAGE, What
 from analyzer.model.role import METAPHYSICAL
 from x86.paging import BASE64, PRESENT, WRITABLE
 
-_MADE, _FOUND, _LINKED, _UNLINKED = int(What.MADE), int(What.FOUND), int(What.LINKED), int(What.UNLINKED)
-_DIED, _EMPTIED = int(What.DIED), int(What.EMPTIED)
+_MADE, _FOUND, _LINKED, _UNLINKED = int(What.ALLOC), int(What.HIT), int(What.LINKED), int(What.UNLINKED)
+_DIED, _EMPTIED = int(What.ZAP_FREED), int(What.ZAP_ROOT_KEPT)
 
 MISALIGNED, FLOOD, MISALIGNED_AND_FLOOD, USER_FAULT, EVICT, DROPPED = range(len(CAUSES))
 

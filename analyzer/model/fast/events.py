@@ -47,7 +47,7 @@ from analyzer.model.journal import FLOODED, NO_PAGE, Fault, What
 from x86.paging import PRESENT, USER, WRITABLE
 from x86.registers import CR0_PG, EFER_NX
 
-# Kinds of events and flags of accesses and stores, as db/event.py has them: the model does not know the trace file.
+# Kinds of events and flags of accesses and stores, as x86/event.py has them: the model does not know the trace file.
 REGS, CR3, WRITE, PAGE, ACCESS, INVLPG = 1, 2, 3, 4, 5, 6
 ACCESS_WRITE, ACCESS_USER, ACCESS_FETCH = 1, 2, 4
 WRITE_SIZE = 15

@@ -38,7 +38,7 @@ from analyzer.model.roots import (
 from x86.paging import PAGE_SHIFT, PRESENT
 from x86.registers import CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME
 
-_SWITCHED = int(What.SWITCHED)
+_SWITCHED = int(What.ROOTS_LOADED)
 #: A cr3 shifted right without its sign.
 _ROOTS = (1 << 64 - ROOT_SHIFT) - 1
 _TO_ROOT = PAGE_SHIFT - ROOT_SHIFT

@@ -1,4 +1,4 @@
-"""What an event row is: its kind, and what its columns mean for each kind.
+"""What an event is: its kind, what its columns mean for each kind, and what they may be.
 
 ===========  ===============================================  =============================  =================
 kind         flags                                            addr                           value
@@ -38,7 +38,7 @@ MAX_VCPUS = 64
 #: Physical addresses end here.
 MAX_GPA = 1 << 52
 
-#: What a row's kind, vCPU and flags stay below.
+#: The greatest number that flags may be.
 MOST_FLAGS = (1 << 16) - 1
 
 WRITE_SIZE = 15
@@ -57,7 +57,8 @@ class Kind(IntEnum):
 
 
 # To compare with a member takes several times as long as with a number.
-_WRITE, _PAGE = int(Kind.WRITE), int(Kind.PAGE)
+_FIRST, _WRITE, _PAGE, _LAST = int(min(Kind)), int(Kind.WRITE), int(Kind.PAGE), int(max(Kind))
+_MOST_STORED_TO = MAX_GPA - 8
 
 _NAMES = {int(kind): kind.name.lower() for kind in Kind}
 
@@ -67,17 +68,28 @@ def kind_name(kind: int) -> str:
     return _NAMES.get(kind) or str(kind)
 
 
+def in_range(kind: Any, vcpu: Any, flags: Any, addr: Any) -> Any:
+    """Whether an event may have these columns: of numbers a bool, of arrays of them an array of bools.
+
+    A store has a size of 1 to 8 bytes, and lies in physical memory as a whole; a table is a page of physical memory.
+    """
+    size = flags & WRITE_SIZE
+    return (
+        (kind >= _FIRST)
+        & (kind <= _LAST)
+        & (vcpu >= 0)
+        & (vcpu < MAX_VCPUS)
+        & (flags >= 0)
+        & (flags <= MOST_FLAGS)
+        & ((kind != _WRITE) | ((size >= 1) & (size <= 8) & (addr >= 0) & (addr <= _MOST_STORED_TO)))
+        & ((kind != _PAGE) | ((addr >= 0) & (addr < MAX_GPA) & (addr & 0xFFF == 0)))
+    )
+
+
 def is_event(seq: Any, kind: Any, vcpu: Any, flags: Any, addr: Any, value: Any) -> bool:
     """Whether these are what a row of the event table may hold, which in a damaged file may be of any type."""
     try:
-        return (
-            0 <= kind | vcpu | flags <= MOST_FLAGS
-            and 1 <= kind <= 6
-            and vcpu < MAX_VCPUS
-            and (seq | addr | value) is not None
-            and (kind != _WRITE or (1 <= flags & WRITE_SIZE <= 8 and 0 <= addr <= MAX_GPA - 8))
-            and (kind != _PAGE or (0 <= addr < MAX_GPA and not addr & 0xFFF))
-        )
+        return (seq | kind | vcpu | flags | addr | value) is not None and bool(in_range(kind, vcpu, flags, addr))
     except TypeError:
         return False
 
