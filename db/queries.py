@@ -63,7 +63,7 @@ CONTENTS = Query(
 #: The tables that the guest had at the end, by level.
 END_TABLES = Query("SELECT level, count(*) FROM end_table GROUP BY level ORDER BY level DESC")
 
-#: The address of the root that a cr3 load names: of 32 bytes where PAE's pointers were read with it (flag 1), else a page.
+#: The address of the root that a cr3 load names: of 32 bytes where PAE's PDPTEs were read with it (flag 1), else a page.
 ROOT = f"iif(kind = {Kind.CR3:d} AND flags & {CR3_HAS_PDPTES}, addr & {BASE_PDPT:#x}, addr & {BASE64:#x})"
 
 #: Where roots come from: cr3 loads (kind 2), and pages whose content was recorded (kind 4).

@@ -27,7 +27,7 @@ GLOBAL = 1 << 8
 NX = 1 << 63
 
 BASE64 = 0x000F_FFFF_FFFF_F000
-#: Where cr3 says that PAE's four pointers lie: at 32 bytes, not at a page.
+#: Where cr3 says that PAE's PDPTEs lie: at 32 bytes, not at a page.
 BASE_PDPT = 0xFFFF_FFE0
 BASE32 = 0xFFFF_F000
 

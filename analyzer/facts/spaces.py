@@ -25,7 +25,7 @@ class AddressSpace:
 
     glevels: int
     root: int
-    """Physical address of the top table, or of PAE's four pointers; 0 without paging."""
+    """Physical address of the top table, or of PAE's PDPTEs; 0 without paging."""
     generation: int
     """From 0, for each root."""
     name: str

@@ -43,7 +43,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-#: The address of roots in a ``ROOTS_LOADED`` is cr3's in 32 bytes: of PAE's four pointers, or of the page in any other mode.
+#: The address of roots in a ``ROOTS_LOADED`` is cr3's in 32 bytes: of PAE's PDPTEs, or of the page in any other mode.
 ROOT_SHIFT = 5
 
 #: No page at all.

@@ -21,7 +21,7 @@ class Root:
     """From when on a top table is that of another address space than before."""
 
     address: int
-    """Physical address of the top table: a page's, or that of PAE's four pointers, several of which may lie in one page."""
+    """Physical address of the top table: a page's, or that of PAE's PDPTEs, several of which may lie in one page."""
     first: int
     """Number of the first event in it."""
     name: str | None = None

@@ -2,7 +2,7 @@
 
 A page directory's frame is used again by another process, so an address space is a root and its generation. A root that is
 loaded after the guest's kernel freed it is the next generation, and so is one whose content was recorded anew while it was not
-loaded. PAE's four pointers are no table that is recorded: there it is the next generation that comes with other pointers
+loaded. PAE's PDPTEs are no table that is recorded: there it is the next generation that comes with other PDPTEs
 than the last load of it found, those that were absent then aside. A name holds for the generation in which the recording
 learnt it; a second name begins one of its own, as an exec does that gets the root it had, with the load during which it was
 learnt. Loads of a root that is loaded already are one stay.
@@ -28,7 +28,7 @@ class Space:
     """One address space, and how much it was used."""
 
     root: int
-    """Physical address of the top table; of PAE's four pointers, several of which may lie in one page."""
+    """Physical address of the top table; of PAE's PDPTEs, several of which may lie in one page."""
     generation: int
     """From 0, for each root."""
     first: int

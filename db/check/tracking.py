@@ -80,7 +80,7 @@ class Tracking:
         if page is None:
             self._fresh[gfn] = content
             return
-        # Of a table that is linked it is where PAE's four pointers lie; of another what was found when it is linked again.
+        # Of a table that is linked it is where PAE's PDPTEs lie; of another what was found when it is linked again.
         self._change(page, 0, content)
 
     def _store(self, event: Event, rebuilt: Rebuilt) -> None:
@@ -119,7 +119,7 @@ class Tracking:
             yield self._load_root(table)
         if event.kind == Kind.REGS and cpu.mode is Mode.PAE:
             self._fresh.pop(cpu.cr3 >> PAGE_SHIFT, None)
-            # The recorder reads the four pointers again at a change of mode; what they were is not in the trace, but what they lead to is.
+            # The recorder reads the PDPTEs again at a change of mode; what they were is not in the trace, but what they lead to is.
             for gfn in self._strays():
                 yield self._load_root(Table(gfn, 2, 8))
 

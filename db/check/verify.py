@@ -67,7 +67,7 @@ CHECKS = {
         Check(
             "linked",
             "a page's content is followed by the event that makes it a table",
-            "A page becomes a table only when a walk from a root reaches it; the four pointers of PAE aside, no other is recorded.",
+            "A page becomes a table only when a walk from a root reaches it; the PDPTEs of PAE aside, no other is recorded.",
         ),
         Check(
             "origins",

@@ -1,4 +1,4 @@
-"""Guest page faults, told at the first instruction of the guest's handler: gate 14 of the interrupt table says where that is."""
+"""Guest page faults, told at the first instruction of the guest's handler: the #PF gate of the IDT says where that is."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Faults:
         return self._gate is not None and self._gate[0] == gfn
 
     def look_up(self) -> None:
-        """Gate 14's target, as the descriptor table says now."""
+        """The #PF gate's target, as the descriptor table says now."""
         vcpu = self._vcpu
         size = 16 if vcpu.long_mode else 8
         where = vcpu.translate(self._idt + 14 * size) if self._idt is not None and vcpu.paging else None

@@ -269,7 +269,7 @@ class Tables:
                 self._retire(table)
 
     def take_pdpt(self, gpa: int, pdptes: tuple[int, ...]) -> None:
-        """The content of the page where PAE's four pointers lie, as a processor takes them, though it is no table."""
+        """The content of the page where PAE's PDPTEs lie, as a processor takes them, though it is no table."""
         gfn, start = divmod(gpa, PAGE)
         page = self._ram.read(gfn * PAGE, PAGE)
         table = self.by_frame.get(gfn)

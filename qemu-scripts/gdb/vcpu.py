@@ -88,7 +88,7 @@ class Vcpu:
         return bool(self.paging and self._cr4 & CR4_PAE and not self.long_mode)
 
     def _four_pointers(self) -> tuple[int, ...]:
-        """PAE's pointers as a processor takes them: QEMU's walker marks them as accessed, which none does, the bit is reserved."""
+        """PAE's PDPTEs as a processor takes them: QEMU's walker marks them as accessed, which none does, the bit is reserved."""
         data = self.read(self.cr3 & 0xFFFF_FFE0, 32)
         self._pdptes = tuple(int.from_bytes(data[at : at + 8], "little") & ~ACCESSED for at in range(0, 32, 8))
         return self._pdptes

@@ -103,7 +103,7 @@ uint64_t tables_foreign(void)
 }
 
 /*
- * PAE's four pointers as a processor takes them. QEMU's walker marks them as accessed, which none does: there the bit is reserved, and a
+ * PAE's PDPTEs as a processor takes them. QEMU's walker marks them as accessed, which none does: there the bit is reserved, and a
  * guest that copies its kernel's pointer would carry it into every address space.
  */
 void tables_pdptes(uint64_t cr3, uint64_t pdptes[4])
@@ -114,7 +114,7 @@ void tables_pdptes(uint64_t cr3, uint64_t pdptes[4])
     }
 }
 
-/* The content of the page where PAE's four pointers lie, though it is no table. */
+/* The content of the page where PAE's PDPTEs lie, though it is no table. */
 void tables_pdpt(unsigned vcpu, uint64_t cr3)
 {
     uint64_t gfn = (cr3 & 0xffffffffu) >> PAGE_SHIFT;

@@ -59,7 +59,7 @@ uint64_t translate(const struct vcpu *v, uint64_t va, uint64_t *through)
 }
 
 /*
- * Gate 14's target, as the descriptor table says now. Linux fills its table before and after it loads it, so this is asked
+ * The #PF gate's target, as the descriptor table says now. Linux fills its table before and after it loads it, so this is asked
  * again at lidt, at each change of a control register, at each store to the gate's page and at each translation of a block.
  */
 void look_up_handler(struct vcpu *v)
@@ -92,7 +92,7 @@ static bool is_gate_s(const struct vcpu *v, uint64_t gpa)
     return v->gate_gpa && v->gate_gpa >> PAGE_SHIFT == gpa >> PAGE_SHIFT;
 }
 
-/* Whether a page holds some vCPU's gate 14. */
+/* Whether a page holds some vCPU's #PF gate. */
 bool holds_gate(uint64_t gpa)
 {
     for (unsigned i = 0; i < settings.vcpus; i++) {

@@ -48,7 +48,7 @@ struct vcpu {
     _Atomic bool seen_stale;        /* all of its own table is void */
     uint64_t seen_generation;       /* of the tables: stores in its own table hold for this one alone */
     _Atomic uint64_t stored_tables; /* tables that were stored to since the touches were last looked through */
-    _Atomic uint64_t fault_handler; /* gate 14's target; 0: none */
+    _Atomic uint64_t fault_handler; /* the #PF gate's target; 0: none */
     uint64_t *touched[TOUCH_KINDS]; /* virtual page << 1 | user, + 1 */
     uint64_t generation;      /* of the tables when the cache was empty; 0 while something is pending: no store goes by unseen */
     unsigned pending;
@@ -67,7 +67,7 @@ struct vcpu {
     struct table *roots[4];
     bool idt_known;
     uint64_t idt_va, gdt_va;
-    uint64_t gate_gpa;              /* where gate 14 lies; 0: nowhere */
+    uint64_t gate_gpa;              /* where the #PF gate lies; 0: nowhere */
 };
 
 /* How to capture, set once at the start. */

@@ -145,7 +145,7 @@ def test_a_pae_guest_s_four_directories_are_one_space() -> None:
 
 
 def test_pae_pointers_in_one_page_are_roots_of_their_own() -> None:
-    """Two sets of four pointers, 32 bytes apart: the frame in cr3 is the same, the address spaces are two."""
+    """Two sets of PDPTEs, 32 bytes apart: the frame in cr3 is the same, the address spaces are two."""
     mmu = make()
     mmu.page(1, [(0, 0x2001), (4, 0x3001)])
     for gfn in (2, 3):
