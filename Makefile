@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := qemu-system-x86 gdb gcc libc6-dev python3-venv mmdebstrap fakeroot e2fsprogs
+PACKAGES := qemu-system-x86 gdb gcc libc6-dev python3-venv mmdebstrap uidmap fakeroot e2fsprogs
 # What the tests and the picture in README need besides: a browser, what reads manual pages, Perfetto files and a trace.dat, a file
 # system with quotas and one over a network.
 TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core groff nodejs trace-cmd btrfs-progs sshfs openssh-sftp-server

@@ -76,6 +76,8 @@ def build(system: System, arch: str, folder: Path) -> dict[str, Path]:
     size = tar.stat().st_size * 9 // 8 + _ROOM_BYTES
     script = (
         'tar --extract --file "$1" --directory "$2" && cp "$2"/boot/vmlinuz-* "$3" && cp "$2"/boot/initrd.img-* "$4" && rm -r "$2"/boot/* &&'
+        # Files without any permission, which root alone reads.
+        ' find "$2" -type f ! -perm -400 -exec chmod u+r {} + &&'
         ' mke2fs -q -t ext4 -U 00000000-0000-4000-8000-000000000000 -E hash_seed=00000000-0000-4000-8000-000000000000 -d "$2" "$5" "$6"k'
     )
     files = (tar, root, *made.values(), size >> 10)
