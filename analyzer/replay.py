@@ -53,6 +53,9 @@ class Run:
     why: str = ""
 
 
+_IMPORTING = threading.Lock()
+
+
 def choose_core(wanted: str | None, audit: bool = False) -> tuple[str, str]:
     """The core that a replay runs on, and why. ``UsageError`` where the one that is wanted cannot run."""
     if audit and wanted == "fast":
@@ -60,7 +63,9 @@ def choose_core(wanted: str | None, audit: bool = False) -> tuple[str, str]:
     if wanted == "reference" or audit:
         return "reference", "--audit needs it" if audit else "asked for"
     try:
-        import numba
+        # Whoever waits for an import that fails in another thread gets what there is of the module.
+        with _IMPORTING:
+            import numba
     except ImportError as error:
         if wanted == "fast":
             raise UsageError(f"the fast core cannot run here: {error}", "pip install 'shadowtrace[fast]'") from error

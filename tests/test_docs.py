@@ -128,7 +128,7 @@ def packaged() -> Callable[[str], Path]:
         kept = resources.cache("tests") / "packaged" / package
         if not (kept / "done").exists():
             shutil.rmtree(kept, ignore_errors=True)
-            unpacked = Apt(kept / "apt", "amd64").unpack(package)
+            unpacked = Apt(kept / "apt", "amd64", "bookworm").unpack(package)
             for file, (other, inside) in PACKAGED.items():
                 if other == package:
                     shutil.copy(unpacked / inside, kept / file)

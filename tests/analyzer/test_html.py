@@ -671,9 +671,25 @@ def test_readme_shows_what_the_command_prints(boot: Boot, cli: Cli, tmp_path: Pa
     shutil.copy(boot.trace, tmp_path / "demo.db")
     printed = readme.block(cli("report", "demo.db", cwd=tmp_path).stdout)
     page = readme.README.read_text()
-    kept = page[page.index(readme.BEGIN) : page.index(readme.END) + len(readme.END)]
+    kept = page[page.index(readme.BEGIN) + len(readme.BEGIN) + 1 : page.index(readme.END) - 1]
     assert form(kept) == form(printed)
-    assert readme.with_block(page, cli("report", "demo.db", cwd=tmp_path).stdout).count(readme.BEGIN) == 1
+    assert readme.between(page, readme.BEGIN, printed, readme.END).count(readme.BEGIN) == 1
+
+
+def test_readme_says_of_a_whole_system_what_its_replays_have() -> None:
+    role = {"glevels": 4, "level": 2, "made": 50, "deaths": {"evict": 40, "flood": 3}}
+    leaf = {"glevels": 4, "level": 1, "made": 150, "deaths": {"evict": 10}}
+
+    def document(evicted: int, hits: int) -> dict[str, Any]:
+        facts = {"roles": [role, leaf], "get_page": {"misses": 200, "lookups": 400, "hits": hits}, "zaps": {"evict": evicted}}
+        return {"trace": {"events": 5000}, "facts": facts}
+
+    text = readme.paragraph(document(50, 200), document(3, 220), "debian13")
+    assert "5,000 events and makes 200 shadow pages in that cache, which evicts 50 of them (25 %)" in text
+    assert "80 % of its upper tables. With 1,024 pages it evicts 3. The hit rate is 55.0 % then, 50.0 % before" in text
+    page = readme.README.read_text()
+    kept = page[page.index(readme.BEGIN_SYSTEM) : page.index(readme.END_SYSTEM)]
+    assert re.sub(r"[\d.,]*\d", "N", text) in re.sub(r"[\d.,]*\d", "N", kept)
 
 
 def form(block: str) -> list[str]:
@@ -682,15 +698,16 @@ def form(block: str) -> list[str]:
     return [*lines[:7], *(line for line in lines[7:] if line and not line.startswith(" "))]
 
 
-def test_the_picture_is_a_small_png() -> None:
-    content = readme.PICTURE.read_bytes()
+@pytest.mark.parametrize("picture", [readme.PICTURE, readme.SYSTEM_PICTURE])
+def test_the_pictures_are_small_pngs(picture: Path) -> None:
+    content = picture.read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) < 200_000
-    assert f"({readme.PICTURE.relative_to(ROOT)})" in readme.README.read_text()
+    assert f"({picture.relative_to(ROOT)})" in readme.README.read_text()
 
 
 def test_a_picture_is_made_of_a_page(page: Path) -> None:
-    picture = readme.picture(page)
+    picture = readme.picture(page, readme.SHOWN)
     width = int.from_bytes(picture[16:20], "big")
     height = int.from_bytes(picture[20:24], "big")
     assert width == readme.WIDTH

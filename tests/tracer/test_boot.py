@@ -181,7 +181,7 @@ def test_views_read_in_sql(boot: Boot) -> None:
     names = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'view'")]
     for name in names:
         assert connection.execute(f"SELECT * FROM {name} LIMIT 1").fetchone() is not None, name
-    assert {"init", "init_mm", "poking_mm", None} <= {comm for (comm,) in connection.execute("SELECT DISTINCT comm FROM v_cr3_load")}
+    assert {"init", "init_mm", None} <= {comm for (comm,) in connection.execute("SELECT DISTINCT comm FROM v_cr3_load")}
     connection.close()
 
 
