@@ -15,6 +15,7 @@ from analyzer.model.parameters import HASHES, MODELS, Parameters, parameters
 from analyzer.replay import CORES
 from analyzer.reports.text import folded, look
 from db.errors import UsageError, nearest
+from db.file.outputs import new_text
 from db.trace import TraceReader
 from shadowtrace.completion import one_of
 
@@ -98,6 +99,16 @@ def chosen(model: str, hash_name: str | None, **changes: Any) -> Parameters:
 def show(text: str) -> None:
     """Print what is for people: sentences end where the terminal, or COLUMNS, does."""
     click.echo(folded(text, look()))
+
+
+def write_out(text: str, output: Path | None) -> None:
+    """Print a report that ends with a line's end, or put it into a file; nothing where it is empty."""
+    whole = text and text.removesuffix("\n") + "\n"
+    if output is None:
+        click.echo(whole, nl=False)
+        return
+    with new_text(output) as out:
+        out.write(whole)
 
 
 def no_such_event(trace: TraceReader) -> None:
