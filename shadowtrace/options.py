@@ -42,7 +42,7 @@ _MODEL_OPTIONS = (
     click.option(
         "--flood",
         type=click.IntRange(0, 1 << 31),
-        help="The store in a row to one table that zaps it; 0 = never. Above the recording's --linger it is a guess.",
+        help="Zap a page at the Nth consecutive store to its table (0: never). Approximate above the recording's --linger.",
     ),
     click.option("--min-free", type=int, help="Free pages below which eviction starts."),
     click.option("--refill", type=int, help="Free pages at which eviction stops."),

@@ -83,7 +83,7 @@ _OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
     type=click.Choice(["normal", "full"]),
     default="normal",
     show_default=True,
-    help="full: a power cut takes no committed batch either.",
+    help="full: fsync each batch.",
 )
 @click.option("--user-stores", is_flag=True, help="With --touch none: watch user code's stores too.")
 @click.option("--callbacks", is_flag=True, help="Loads and stores by callbacks also where QEMU's own TLB can tell them: slower.")
