@@ -41,7 +41,8 @@ def check_attachment(attachment: Attachment, waiting: Callable[[str], None] | No
     """Wait for what there is to attach to; raise ``UsageError`` where there is nothing. ``waiting`` is called once, with what is waited for."""
     socket = attachment.socket
     deadline = time.monotonic() + attachment.wait
-    if not socket.exists() and socket.parent.is_dir() and ":" not in str(socket) and attachment.wait:
+    waits = bool(attachment.wait) and not socket.exists() and socket.parent.is_dir() and ":" not in str(socket)
+    if waits:
         if waiting is not None:
             waiting(f"waiting for QEMU to open {socket}, {attachment.wait:g} s at the most")
         while not socket.exists() and time.monotonic() < deadline:
@@ -52,7 +53,8 @@ def check_attachment(attachment: Attachment, waiting: Callable[[str], None] | No
             "start QEMU with -chardev socket,path=FILE,server=on,wait=off,id=gdb -gdb chardev:gdb",
         )
     if not socket.is_socket():
-        what = f"{socket} is no socket" if socket.exists() else f"there is no socket {socket}, after {attachment.wait:g} s of waiting"
+        waited = f", after {attachment.wait:g} s of waiting" if waits else ""
+        what = f"{socket} is no socket" if socket.exists() else f"there is no socket {socket}{waited}"
         raise UsageError(what, "QEMU's: -chardev socket,path=FILE,server=on,wait=off,id=gdb -gdb chardev:gdb")
     if attachment.ram_file is not None and not attachment.ram_file.is_file():
         raise UsageError(f"there is no RAM file {attachment.ram_file}", "QEMU's: -object memory-backend-file,mem-path=FILE,share=on")
