@@ -141,7 +141,8 @@ class Recording:
                 if self.request.engine != "plugin":
                     self.capture_lost = True
                     return "crash", f"gdb was lost, and the capture with it ({error})"
-                self.gdb_lost = f"; gdb was lost after {self.machine.control().events} events ({error}): no marks and names from there on"
+                names = "" if driver.executed else " and names"
+                self.gdb_lost = f"; gdb was lost after {self.machine.control().events} events ({error}): no marks{names} from there on"
             except ShadowtraceError:
                 # gdb refuses what it is told once nobody answers it.
                 if self._qemu_is_gone():
@@ -329,10 +330,14 @@ class Recording:
 
     def _say_why_unnamed(self) -> None:
         """For a kernel that can name programs, and did not get to it."""
-        if self.driver is None or self.driver.executed or self.symbols is None or tasks.missing(self.symbols) is not None:
+        driver = self.driver
+        if self.symbols is None or tasks.missing(self.symbols) is not None or (driver is not None and driver.executed):
             return
-        what = "the kernel was not entered" if self.driver.slide is None else "no program was executed"
-        self.writer.describe(unnamed=f"{what} before the recording ended{self.gdb_lost}; record for longer")
+        if self.gdb_lost:
+            self.writer.describe(unnamed=f"{self.gdb_lost.removeprefix('; ')}; record it again")
+            return
+        what = "the kernel was not entered" if driver is None or driver.slide is None else "no program was executed"
+        self.writer.describe(unnamed=f"{what} before the recording ended; record for longer")
 
     def _lose(self, count: int, cause: str) -> None:
         number = len(_losses(self.request.output)) + 1
