@@ -31,7 +31,7 @@ LINGERS = (1, 8, 16, 32, 64, 128, 256)
 LINGER_GUESTS = ("cloud-amd64", "686")
 
 _LINGER_TEXT = """\
-When the last link to a table goes, its page is watched for so many more stores (`--linger`) and then forgotten, because it will be data
+When the last link to a table goes, its page is watched for so many more stores (`--retire-after-stores`) and then forgotten, because it will be data
 soon. A model that keeps a shadow page of it longer than that misses what is stored there afterwards; when the page is linked again, its
 content arrives, and where it differs from what the model held, the model had a stale page until then.
 
@@ -191,7 +191,7 @@ def lingering(program: Path, guest: str, folder: Path) -> str:
     rows = []
     for linger in LINGERS:
         trace = folder / f"{guest}-{linger}.db"
-        subprocess.run([program, "record", guest, "-o", trace, "--linger", str(linger), "--deterministic"], check=True)
+        subprocess.run([program, "record", guest, "-o", trace, "--retire-after-stores", str(linger), "--deterministic"], check=True)
         with TraceReader(trace) as opened:
             found = run(opened, "kvm-2.6.20", parameters("kvm-2.6.20"), __version__)[0].facts
         trace.unlink()

@@ -42,7 +42,7 @@ _MODEL_OPTIONS = (
     click.option(
         "--flood",
         type=click.IntRange(0, 1 << 31),
-        help="Zap a page at the Nth consecutive store to its table (0: never). Approximate above the recording's --linger.",
+        help="Zap a page at the Nth consecutive store to its table (0: never). Approximate above the recording's --retire-after-stores.",
     ),
     click.option("--min-free", type=int, help="Free pages below which eviction starts."),
     click.option("--refill", type=int, help="Free pages at which eviction stops."),
@@ -74,6 +74,24 @@ def paired_model_options(command: Command) -> Command:
             option.default = (option.default,)
     command.__dict__.setdefault("__click_params__", []).extend(added)
     return command
+
+
+#: Options by the names that they had in the version before; no help shows these.
+_RENAMED = {
+    "--linger": "--retire-after-stores",
+    "--drop-at-stores": "--invalidate-on-pt-write",
+    "--keep-at-stores": "--no-invalidate-on-pt-write",
+}
+
+
+class Renamed(click.Command):
+    """A command that takes options by their earlier names too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Called by click."""
+        end = args.index("--") if "--" in args else len(args)
+        words = [word.partition("=") for word in args[:end]]
+        return super().parse_args(ctx, ["".join((_RENAMED.get(name, name), *rest)) for name, *rest in words] + args[end:])
 
 
 def asked(names: Iterable[str]) -> list[str]:

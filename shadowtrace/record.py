@@ -11,7 +11,7 @@ from analyzer.reports import recorded
 from db.errors import EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OURS, UsageError
 from shadowtrace import __version__
 from shadowtrace.completion import one_of
-from shadowtrace.options import asked, force_option, output_option, show
+from shadowtrace.options import Renamed, asked, force_option, output_option, show
 from shadowtrace.progress import recording_line
 from tracer import guest as guests
 from tracer.attach import Attachment, attach
@@ -20,11 +20,11 @@ from tracer.record import record
 from tracer.request import Request
 
 #: What only the plugin does, and what only a QEMU that we start can be given.
-_OF_THE_PLUGIN = ("touch", "touch_entries", "drop_at_stores", "drop_when_behind", "user_stores", "callbacks")
+_OF_THE_PLUGIN = ("touch", "touch_entries", "invalidate_on_pt_write", "drop_when_behind", "user_stores", "callbacks")
 _OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
 
 
-@click.command("record", context_settings={"ignore_unknown_options": False})
+@click.command("record", cls=Renamed, context_settings={"ignore_unknown_options": False})
 @click.argument("guest", required=False, shell_complete=one_of(guests.names()))
 @click.argument("qemu_args", nargs=-1, type=click.UNPROCESSED)
 @output_option
@@ -43,7 +43,7 @@ _OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
 )
 @click.option("--touch-entries", default=1024, show_default=True, help="Entries of each first-touch table, a power of two.")
 @click.option(
-    "--drop-at-stores/--keep-at-stores",
+    "--invalidate-on-pt-write/--no-invalidate-on-pt-write",
     default=True,
     show_default=True,
     help="Whether a store to a table drops the touches that went through it.",
@@ -74,7 +74,9 @@ _OF_OUR_QEMU = ("until", "marks", "program", "deterministic")
 )
 @click.option("--net", is_flag=True, help="With --engine gdb: no watchpoints, only what changed between two stops.")
 @click.option("--deterministic", is_flag=True, help="Run on instruction counts and a fixed clock: twice the same (not by gdb).")
-@click.option("--linger", default=64, show_default=True, type=click.IntRange(1, 1024), help="Stores a retired table is watched for.")
+@click.option(
+    "--retire-after-stores", default=64, show_default=True, type=click.IntRange(1, 1024), help="Stores a retired table is watched for."
+)
 @click.option("--max-tables", default=1 << 18, show_default=True, type=click.IntRange(1), help="Tables tracked at once at the most.")
 @click.option("--drop-when-behind", is_flag=True, help="Drop and count events when the recorder is behind; else the guest waits.")
 @click.option("--strict-loss", is_flag=True, help="Exit with 3 where any event was lost.")
@@ -99,7 +101,7 @@ def command(
     program: str | None,
     touch: str,
     touch_entries: int,
-    drop_at_stores: bool,
+    invalidate_on_pt_write: bool,
     events: int | None,
     engine: str,
     socket: str | None,
@@ -107,7 +109,7 @@ def command(
     wait: float,
     net: bool,
     deterministic: bool,
-    linger: int,
+    retire_after_stores: int,
     max_tables: int,
     drop_when_behind: bool,
     strict_loss: bool,
@@ -154,7 +156,13 @@ def command(
         marks=marks,
         checks=checks,
         capture=Capture(
-            touch_entries if touch != "none" else 0, linger, max_tables, user_stores, drop_at_stores, drop_when_behind, callbacks
+            touch_entries if touch != "none" else 0,
+            retire_after_stores,
+            max_tables,
+            user_stores,
+            invalidate_on_pt_write,
+            drop_when_behind,
+            callbacks,
         ),
         every_access=touch == "every",
         events=events,

@@ -80,7 +80,7 @@ def attach(
             touch="none",
             touch_entries=0,
             drop_at_stores=0,
-            linger=request.capture.linger,
+            linger=request.capture.retire_after_stores,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             version=request.version,
         )

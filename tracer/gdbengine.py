@@ -36,7 +36,7 @@ class EngineSession(Session):
         self.missed = self.refused = 0
         try:
             _check(found["kvm"], ram, self.ram_bytes)
-            arguments = (stream, control, ram, str(int(exact)), str(capture.linger), str(capture.max_tables))
+            arguments = (stream, control, ram, str(int(exact)), str(capture.retire_after_stores), str(capture.max_tables))
             self.command("-shadowtrace-begin " + " ".join(_quoted(argument) for argument in arguments))
         except BaseException:
             self.close()

@@ -148,10 +148,10 @@ class Capture:
     """How the plugin is to capture."""
 
     touch_entries: int = 1024
-    linger: int = 64
+    retire_after_stores: int = 64
     max_tables: int = 1 << 18
     user_stores: bool = False
-    drop_at_stores: bool = True
+    invalidate_on_pt_write: bool = True
     drop_when_behind: bool = False
     """Drop and count events where the recorder does not keep up, instead of having the guest wait."""
     callbacks: bool = False
@@ -199,10 +199,10 @@ class Machine:
                 ram=ram_fd,
                 ram_bytes=self.ram_bytes,
                 touch=capture.touch_entries,
-                linger=capture.linger,
+                retire_after_stores=capture.retire_after_stores,
                 max_tables=capture.max_tables,
                 user_stores=int(capture.user_stores),
-                drop_at_stores=int(capture.drop_at_stores),
+                invalidate_on_pt_write=int(capture.invalidate_on_pt_write),
                 drop=int(capture.drop_when_behind),
                 tlb=int(not capture.callbacks),
             )

@@ -59,8 +59,8 @@ def record(request: Request, progress: Callable[[Status], None] | None = None) -
         "vcpus": qemu.vcpus(arguments),
         "touch": _touch(request),
         "touch_entries": request.capture.touch_entries,
-        "drop_at_stores": int(request.capture.drop_at_stores),
-        "linger": request.capture.linger,
+        "drop_at_stores": int(request.capture.invalidate_on_pt_write),
+        "linger": request.capture.retire_after_stores,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": request.version,
     }

@@ -194,7 +194,7 @@ def _late_contents(facts: Facts, _: Parameters) -> Judgement:
         f"{changed:,} of {arrived:,} page contents arrived changed while the frame was still shadowed: stores to them were not recorded,"
         " and hits are too good by that.",
         {"changed": changed, "arrived": arrived},
-        f"shadowtrace record {GUEST} -o again.db --linger 4096",
+        f"shadowtrace record {GUEST} -o again.db --retire-after-stores 4096",
     )
 
 

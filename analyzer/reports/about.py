@@ -94,7 +94,7 @@ def opening(about: About, run: Run) -> Iterable[str]:
     if changed:
         yield (
             f"  {changed:,} page contents arrived changed for frames that were still shadowed: hits are too good,"
-            f" retired tables were watched for {about.linger} stores (record --linger)"
+            f" retired tables were watched for {about.linger} stores (record --retire-after-stores)"
         )
 
 

@@ -38,7 +38,7 @@ class Settings(NamedTuple):
     """How to capture. ``exact``: by watchpoints; else what differs at stops."""
 
     exact: bool
-    linger: int
+    retire_after_stores: int
     most_tables: int
 
 
@@ -48,7 +48,7 @@ class Capture:
     def __init__(self, stub: Stub, ram: Ram, stream: Stream, settings: Settings) -> None:
         self._stub, self._ram, self._stream, self._exact = stub, ram, stream, settings.exact
         self._mappings = Mappings(stub)
-        self._tables = Tables(ram, stream, self._mappings, settings.linger, settings.most_tables, settings.exact)
+        self._tables = Tables(ram, stream, self._mappings, settings.retire_after_stores, settings.most_tables, settings.exact)
         self._vcpu = Vcpu(ram, stream, self._mappings, self._tables)
         self._faults = Faults(stub, ram, stream, self._mappings, self._vcpu)
         self._hunt = Hunt(stub, ram, self._mappings)

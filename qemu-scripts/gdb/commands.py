@@ -40,10 +40,10 @@ def _look(socket: str) -> dict[str, object]:
     return {"ram": str(size), "vcpus": str(stub.monitor("info cpus").count("CPU #")), "kvm": stub.monitor("info kvm")}
 
 
-def _begin(stream: str, control: str, ram: str, exact: str, linger: str, most: str) -> None:
+def _begin(stream: str, control: str, ram: str, exact: str, retire_after_stores: str, most: str) -> None:
     stub = _Engine.stub
     memory = FileRam(ram) if ram else StubRam(stub.read, stub.monitor, _Engine.ram_bytes)
-    _Engine.capture = Capture(stub, memory, Stream(stream, control), Settings(exact == "1", int(linger), int(most)))
+    _Engine.capture = Capture(stub, memory, Stream(stream, control), Settings(exact == "1", int(retire_after_stores), int(most)))
     _Engine.capture.begin()
 
 

@@ -2,7 +2,7 @@
 
 A frame becomes a table when a walk from a loaded root reaches it; its content is recorded then. Links are counted for each
 (frame, kind). A root stays linked until the first store to it while it is not loaded. After its last link a table is watched for
-``linger`` more stores. Beside that, each table knows its bases: the virtual addresses from which it translates, under any root,
+``retire_after_stores`` more stores. Beside that, each table knows its bases: the virtual addresses from which it translates, under any root,
 each with the number of ways that lead there; leaves become mappings, which is where stores are watched for.
 """
 
@@ -35,7 +35,7 @@ Changes = list[tuple[int, int]]
 class Table:
     """One tracked frame."""
 
-    __slots__ = ("bases", "copy", "gfn", "linger_left", "links", "loaded", "roots", "wide")
+    __slots__ = ("bases", "copy", "gfn", "links", "loaded", "roots", "stores_left", "wide")
 
     def __init__(self, gfn: int) -> None:
         self.gfn = gfn
@@ -45,7 +45,7 @@ class Table:
         self.roots: dict[int, set[int]] = {}
         """Kinds linked as a root, with the bases they are used at: PAE has four roots at once."""
         self.loaded = 0
-        self.linger_left = 0
+        self.stores_left = 0
         self.wide = True
         """Whether its entries, as it was last linked, have 8 bytes."""
 
@@ -58,9 +58,9 @@ class Table:
 class Tables:
     """All tracked tables. ``watch``: whether stores to them are watched for, or only looked for at stops."""
 
-    def __init__(self, ram: Ram, stream: Stream, mappings: Mappings, linger: int, most: int, watch: bool) -> None:
+    def __init__(self, ram: Ram, stream: Stream, mappings: Mappings, retire_after_stores: int, most: int, watch: bool) -> None:
         self._ram, self._stream, self._mappings = ram, stream, mappings
-        self._linger, self._most, self._watch = linger, most, watch
+        self._retire_after_stores, self._most, self._watch = retire_after_stores, most, watch
         self._frames = ram.size // PAGE
         self._pse = False
         self.by_frame: dict[int, Table] = {}
@@ -162,7 +162,7 @@ class Tables:
             return
         self._for_children(table, kind, self._unlink)
         if not table.linked:
-            table.linger_left = self._linger
+            table.stores_left = self._retire_after_stores
 
     def _for_children(self, table: Table, kind: int, act: Callable[[int, int], None]) -> None:
         if kind in (L1, L1_32):
@@ -264,8 +264,8 @@ class Tables:
             value = int.from_bytes(page[offset : offset + size], "little")
             self._stream.event(WRITE, size | seen << 4, table.gfn * PAGE + offset, value)
         if not table.linked:
-            table.linger_left -= max(1, len(changes))
-            if table.linger_left <= 0:
+            table.stores_left -= max(1, len(changes))
+            if table.stores_left <= 0:
                 self._retire(table)
 
     def take_pdpt(self, gpa: int, pdptes: tuple[int, ...]) -> None:

@@ -21,7 +21,7 @@ void tell_table_store(unsigned vcpu, uint64_t gpa, uint64_t va, bool user)
     struct vcpu *v = &vcpus[vcpu];
 
     notice_task_switch(vcpu);
-    if (settings.drop_at_stores && v->store_touch != va) {
+    if (settings.invalidate_on_pt_write && v->store_touch != va) {
         /* Where the page is shadowed each store to it faults, not the first alone. */
         uint16_t flags = user ? ACCESS_WRITE | ACCESS_USER : ACCESS_WRITE;
         struct record event = {.kind = REC_ACCESS, .vcpu = (uint8_t)vcpu, .flags = flags, .addr = va};

@@ -289,7 +289,7 @@ static int refuse(const char *why)
     return 1;
 }
 
-/* Arguments: stream, control, ram: inherited descriptors; ram_bytes; linger, touch, drop_at_stores, max_tables, user_stores, drop, tlb. */
+/* Arguments: stream, control, ram: inherited descriptors; ram_bytes; retire_after_stores, touch, invalidate_on_pt_write, max_tables, user_stores, drop, tlb. */
 __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
     extern int qemu_plugin_version;
@@ -302,7 +302,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
     }
     settings.vcpus = (unsigned)info->system.max_vcpus;
     settings.touch_entries = (unsigned)argument(argc, argv, "touch", 1024);
-    settings.drop_at_stores = settings.touch_entries && argument(argc, argv, "drop_at_stores", 1);
+    settings.invalidate_on_pt_write = settings.touch_entries && argument(argc, argv, "invalidate_on_pt_write", 1);
     settings.watch_user_stores = argument(argc, argv, "user_stores", 0);
     settings.try_tlb = settings.vcpus == 1 && argument(argc, argv, "tlb", 1);
     settings.ram = (int)argument(argc, argv, "ram", -1);
@@ -317,7 +317,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
         return refuse("the control page cannot be mapped");
     }
     if (!tables_open(settings.ram, (uint64_t)argument(argc, argv, "ram_bytes", 0),
-                     (unsigned)argument(argc, argv, "linger", 64), (unsigned)argument(argc, argv, "max_tables", 1 << 20), settings.vcpus > 1)) {
+                     (unsigned)argument(argc, argv, "retire_after_stores", 64), (unsigned)argument(argc, argv, "max_tables", 1 << 20), settings.vcpus > 1)) {
         return refuse("guest RAM cannot be mapped");
     }
     if (!quiet_open(id)) {

@@ -3,7 +3,7 @@
  *
  * qemu.c       what differs between QEMU versions: registers, instruction bytes, vCPU state
  * stream.c     records into the pipe to the recorder, counters into the shared control page
- * tables.c     which frames are page tables: links, linger
+ * tables.c     which frames are page tables: links, retirement
  * content.c    what they hold, and what changed it unseen
  * decode.c     the instructions that matter, told by their bytes
  * operands.c   what the others do to memory
@@ -129,7 +129,7 @@ enum table_kind { T64_L1, T64_L2, T64_L3, T64_L4, T64_L5, T32_L1, T32_L2, TABLE_
 
 struct table;
 
-bool tables_open(int ram_fd, uint64_t ram_bytes, unsigned linger, unsigned max_tables, bool several_vcpus);
+bool tables_open(int ram_fd, uint64_t ram_bytes, unsigned retire_after_stores, unsigned max_tables, bool several_vcpus);
 bool tables_in_ram(uint64_t gpa, size_t bytes);
 void tables_read(uint64_t gpa, void *to, size_t bytes);
 bool tables_is_tracked(uint64_t gpa);

@@ -4,7 +4,7 @@
  * A frame becomes a table when a walk from a loaded root reaches it: its content goes into the stream before anything
  * that depends on it. Links are counted for each (frame, kind); a link is a present entry of a linked table, or a root.
  * A root stays linked when another is loaded, until the first store to it. After its last link went, a table is watched
- * for `linger` (at least 1) more stores and then retired: it is recycled as data soon, and its stores are no table writes any more.
+ * for `retire_after_stores` (at least 1) more stores and then retired: it is recycled as data soon, and its stores are no table writes any more.
  */
 #define _GNU_SOURCE
 #include <linux/membarrier.h>
@@ -24,15 +24,15 @@ uint64_t frames;
 struct table **by_frame;
 struct table *all;
 
-static unsigned linger, max_tables;
+static unsigned retire_after_stores, max_tables;
 static bool several, pse;
 
-bool tables_open(int ram_fd, uint64_t ram_bytes, unsigned linger_stores, unsigned most, bool several_vcpus)
+bool tables_open(int ram_fd, uint64_t ram_bytes, unsigned stores_after, unsigned most, bool several_vcpus)
 {
     ram = mmap(NULL, ram_bytes, PROT_READ, MAP_SHARED, ram_fd, 0);
     frames = ram_bytes / PAGE_BYTES;
     by_frame = calloc(frames, sizeof *by_frame);
-    linger = linger_stores;
+    retire_after_stores = stores_after;
     max_tables = most;
     several = several_vcpus;
     if (several && syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) < 0) {
@@ -213,7 +213,7 @@ static void unlink_table(uint64_t gfn, enum table_kind kind)
     }
     for_children(0, table->copy, kind, false);
     if (!is_linked(table)) {
-        table->linger_left = linger;
+        table->stores_left = retire_after_stores;
     }
 }
 
@@ -292,7 +292,7 @@ bool take_store(unsigned vcpu, struct table *table, const uint8_t *now, const st
     }
     relink(vcpu, table, now, event->addr & (PAGE_BYTES - 1), event->flags & WRITE_SIZE);
     stream_event(event, side, side ? 1 : 0);
-    if (!is_linked(table) && --table->linger_left == 0) {
+    if (!is_linked(table) && --table->stores_left == 0) {
         retire(table);
         return false;
     }

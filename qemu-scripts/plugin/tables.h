@@ -10,7 +10,7 @@ struct table {
     uint32_t links[TABLE_KINDS];
     uint32_t loaded;    /* vCPUs that have it as a root now */
     uint8_t root_kinds; /* kinds linked as a root */
-    unsigned linger_left;
+    unsigned stores_left;
     struct table *previous, *next;
 };
 

@@ -75,7 +75,7 @@ void catch_up(struct vcpu *v)
 /* Tables were stored to: to every vCPU touches through them are none any more. */
 void note_stored_tables(uint64_t tables)
 {
-    for (unsigned i = 0; settings.drop_at_stores && i < settings.vcpus; i++) {
+    for (unsigned i = 0; settings.invalidate_on_pt_write && i < settings.vcpus; i++) {
         atomic_fetch_or(&vcpus[i].stored_tables, tables);
         hide_seen(&vcpus[i]);
         if (settings.by_tlb) {
@@ -133,7 +133,7 @@ void note_touch(unsigned vcpu, enum touch kind, uint64_t va, bool user)
     }
     v->touched[kind][slot] = settings.every_access ? 0 : touch_tag(va, user);
     v->through[kind][slot] = 0;
-    if (settings.drop_at_stores) {
+    if (settings.invalidate_on_pt_write) {
         translate(v, va, &v->through[kind][slot]);
         for (uint64_t bits = v->through[kind][slot]; bits; bits &= bits - 1) {
             v->slots[kind][(unsigned)__builtin_ctzll(bits) * slot_words() + slot / 64] |= 1ull << slot % 64;

@@ -73,7 +73,7 @@ struct vcpu {
 /* How to capture, set once at the start. */
 struct settings {
     unsigned vcpus, touch_entries;
-    bool drop_at_stores, watch_user_stores;
+    bool invalidate_on_pt_write, watch_user_stores;
     bool try_tlb, by_tlb; /* loads and stores are told by QEMU's TLB, not by callbacks */
     int ram;              /* the file's descriptor */
     bool every_access; /* what control->every_access said when the guest last stood still */

@@ -47,6 +47,15 @@ def test_a_trace_that_a_verb_goes_through_is_fetched_from_the_disk_at_once(trace
     assert "Got unexpected extra arguments" in done.stderr
 
 
+@pytest.mark.parametrize("option", [["--linger", "0"], ["--linger=0"]])
+def test_an_option_is_known_by_its_earlier_name_and_shown_by_its_own(option: list[str], tmp_path: Path, cli: Cli) -> None:
+    done = cli("record", "bare", "-o", tmp_path / "t.db", *option)
+    assert (done.returncode, "--retire-after-stores" in done.stderr) == (2, True)
+    assert "--linger" not in cli("record", "--help").stdout
+    # Behind -- are QEMU's own words.
+    assert "'--linger'" not in cli("record", "-o", tmp_path / "t.db", "--for", "1", "--", "-m", "0", "--linger").stderr
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(cli: Cli, verb: str) -> None:
     done = cli(verb, "--help")

@@ -364,7 +364,11 @@ def test_what_cannot_be_attached_to_is_refused_with_a_sentence(socket: str, tmp_
     ("by", "options"),
     [
         *((by, option) for by in ("attach", "gdb", "net") for option in ("--touch every", "--touch first", "--touch-entries 64")),
-        *((by, option) for by in ("attach", "gdb", "net") for option in ("--keep-at-stores", "--drop-when-behind", "--user-stores")),
+        *(
+            (by, option)
+            for by in ("attach", "gdb", "net")
+            for option in ("--no-invalidate-on-pt-write", "--drop-when-behind", "--user-stores")
+        ),
         *((by, "--deterministic") for by in ("attach", "gdb", "net")),
         *(("attach", option) for option in ("--engine plugin", "--qemu true", "--until f", "--mark f", "-- -m 64M")),
     ],

@@ -22,16 +22,16 @@ AFTER_LOAD = [(0x100400, 0), (0x400500, 0)]
 
 @pytest.mark.boot
 @pytest.mark.parametrize("callbacks", [False, True])
-@pytest.mark.parametrize("drop_at_stores", [True, False])
-def test_first_touches_of_a_guest_that_does_everything_about_them(drop_at_stores: bool, callbacks: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("invalidate_on_pt_write", [True, False])
+def test_first_touches_of_a_guest_that_does_everything_about_them(invalidate_on_pt_write: bool, callbacks: bool, tmp_path: Path) -> None:
     """A touch that went through a table is one again once that table was stored to, unless touches are kept at stores."""
-    trace, outcome = recorded("touch", tmp_path, capture=Capture(drop_at_stores=drop_at_stores, callbacks=callbacks))
+    trace, outcome = recorded("touch", tmp_path, capture=Capture(invalidate_on_pt_write=invalidate_on_pt_write, callbacks=callbacks))
     assert (outcome.ended, outcome.lost) == ("exit", 0)
     with TraceReader(trace) as opened:
         events = list(opened.events())
     paging = max(number for number, event in enumerate(events) if event.kind == Kind.REGS)
     found = [(e.addr, e.flags) for e in events[paging:] if e.kind == Kind.ACCESS and not e.flags & ACCESS_FETCH]
-    assert found == [*BEFORE_STORE, *([(0x400300, 0)] if drop_at_stores else []), *AFTER_LOAD]
+    assert found == [*BEFORE_STORE, *([(0x400300, 0)] if invalidate_on_pt_write else []), *AFTER_LOAD]
 
 
 @pytest.mark.boot
