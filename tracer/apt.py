@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from db.errors import ShadowtraceError
 from tracer import resources
@@ -36,6 +38,9 @@ def complaint(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     wrong = [line.removeprefix("E: ") for line in lines if line.startswith("E: ")]
     return (wrong or lines[-1:] or ["it said nothing"])[0]
+
+
+T = TypeVar("T")
 
 
 class Apt:
@@ -73,6 +78,15 @@ class Apt:
         del self._sources[1:]
         self._update(self._sources)
 
+    def _also_without_updates(self, fetch: Callable[[], T]) -> T:
+        try:
+            return fetch()
+        except ShadowtraceError:
+            if len(self._sources) == 1:
+                raise
+        self._release_alone()
+        return fetch()
+
     def _update(self, sources: list[str]) -> None:
         lines = [f"deb [signed-by={KEYRING}] {source}\n" for source in sources]
         (self._folder / "sources.list").write_text("".join(lines))
@@ -104,19 +118,13 @@ class Apt:
 
     def unpack(self, package: str) -> Path:
         """A folder with a package's files in it, downloaded anew."""
-        try:
-            return self._unpack(package)
-        except ShadowtraceError:
-            if len(self._sources) == 1:
-                raise
-        self._release_alone()
-        return self._unpack(package)
+        return self._also_without_updates(lambda: self._unpack(package))
 
     def _unpack(self, package: str) -> Path:
         deb = self._folder / "debs" / self._deb(package)
         self._run("apt-get", "download", "-qq", package)
         target = self._folder / "unpacked" / package
-        target.mkdir(parents=True)
+        target.mkdir(parents=True, exist_ok=True)
         self._run("dpkg-deb", "--extract", str(deb), str(target))
         deb.unlink()
         return target
@@ -131,13 +139,7 @@ class Apt:
         ``path`` is a glob within the package, or several with a space between. The file is kept, and not downloaded again as long as
         the package is the same.
         """
-        try:
-            return self._file(package, path)
-        except ShadowtraceError:
-            if len(self._sources) == 1:
-                raise
-        self._release_alone()
-        return self._file(package, path)
+        return self._also_without_updates(lambda: self._file(package, path))
 
     def _file(self, package: str, path: str) -> tuple[Path, str]:
         package = self._kernel_package(package)
