@@ -27,6 +27,18 @@ def learnt(trace: TraceReader, how: str) -> list[dict[str, Any]]:
     return [row for row in trace.rows("address_space") if row["learnt"] == how]
 
 
+def alive(trace: TraceReader) -> set[int]:
+    """The roots of processes that have not been freed; none is another's before it was."""
+    roots: set[int] = set()
+    for row in trace.rows("address_space"):
+        if row["learnt"] == "end":
+            roots.discard(row["root"])
+        elif row["learnt"] != "symbol":
+            assert row["root"] not in roots, row
+            roots.add(row["root"])
+    return roots
+
+
 def check(trace: TraceReader) -> None:
     """Every process that init printed has its name, its root was loaded, and its address space ended."""
     told, names, programs = printed(trace), recorded(trace), learnt(trace, "exec")
@@ -43,12 +55,5 @@ def check(trace: TraceReader) -> None:
     forks = learnt(trace, "fork")
     assert {row["pid"] for row in forks} == {row["pid"] for row in programs} - {1}
     assert {row["comm"] for row in forks} == {"init"}
-    alive: set[int] = set()
-    for row in trace.rows("address_space"):
-        if row["learnt"] == "end":
-            alive.discard(row["root"])
-        elif row["learnt"] != "symbol":
-            assert row["root"] not in alive, row
-            alive.add(row["root"])
-    assert alive == {first["root"], programs[-1]["root"]}
+    assert alive(trace) == {first["root"], programs[-1]["root"]}
     assert Counter(row["pid"] for row in programs).most_common(1)[0][1] == 1
